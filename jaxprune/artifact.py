@@ -1,0 +1,202 @@
+"""Artifacts: what a stage leaves behind, whole or not at all.
+
+A stage builds in `<folder>.partial/` and the folder is renamed when it is whole, so that what stands
+under its own name is always complete. `manifest.json` inside says what it was made from; a stage
+whose manifest matches is skipped, and one that does not match says which input changed. A partial
+folder that was made from the same inputs is handed back to the stage, which resumes in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxprune.progress import say
+
+_LIBRARIES = ("jaxprune", "jax", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artifact was made from, and what came out.
+
+    `settings` and `inputs` decide the result and give the `fingerprint`; the rest is a record.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)  # name of an input -> its fingerprint
+    counts: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of the process that finished it; earlier, killed processes not included
+
+    @property
+    def fingerprint(self) -> str:
+        return digest({"stage": self.stage, "settings": self.settings, "inputs": self.inputs})
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Where the artifacts of one `jaxprune run` stand."""
+
+    root: Path
+
+    @property
+    def prepare(self) -> Path:
+        """Documents, tokenizer and token store."""
+        return self.root / "prepare"
+
+    def run(self, name: str) -> Path:
+        """A training run: `reference`, or `<arm>-<seed>`."""
+        return self.root / "train" / name
+
+    @property
+    def score(self) -> Path:
+        """The reference's NLL of every document that may be pruned."""
+        return self.root / "score"
+
+    @property
+    def select(self) -> Path:
+        """Kept and removed documents of each selection."""
+        return self.root / "select"
+
+    @property
+    def mix(self) -> Path:
+        """Mixture weights of each final run."""
+        return self.root / "mix"
+
+    def evaluate(self, name: str) -> Path:
+        """Held-out NLL of a training run."""
+        return self.root / "evaluate" / name
+
+    @property
+    def report(self) -> Path:
+        """The report and its figures."""
+        return self.root / "report"
+
+
+class ArtifactMissing(Exception):
+    """An artifact that a stage reads is not there; the message says which command makes it."""
+
+
+def digest(data: Any) -> str:
+    """Sixteen hex digits that stand for plain JSON data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON so that the file is either as before or complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a whole artifact, or None where there is none."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    return Manifest(**json.loads(path.read_text()))
+
+
+def require(folder: Path, command: str) -> Manifest:
+    """The manifest of an artifact that another stage needs.
+
+    Raises:
+      ArtifactMissing: there is none yet; the message names `command`, which makes it.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtifactMissing(f"{folder} is not there yet: run `{command}` first")
+    return manifest
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What changed between two trees of plain data, a line for each leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in dict.fromkeys([*old, *new])
+            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"{name}: {old} -> {new}"]
+
+
+def build(
+    folder: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    make: Callable[[Path], dict[str, Any]],
+) -> Manifest:
+    """Makes an artifact unless it is there already, made from the same settings and inputs.
+
+    Args:
+      folder: where the artifact goes.
+      stage: its name, for messages.
+      settings: plain JSON data that decides the result (`config.identity`).
+      inputs: the fingerprint of each artifact or file that it reads.
+      make: fills the folder that it is given, which may hold what an earlier, killed call with the
+        same inputs left, and returns counts for the manifest.
+    """
+    wanted = Manifest(stage=stage, settings=dict(settings), inputs=dict(inputs))
+    partial = folder.with_name(folder.name + ".partial")
+    _finish_rename(folder, partial)
+    present = read_manifest(folder)
+    if present is not None:
+        if present.fingerprint == wanted.fingerprint:
+            say(f"{stage}: up to date")
+            return present
+        changed = differences(
+            {"settings": present.settings, "inputs": present.inputs},
+            {"settings": wanted.settings, "inputs": wanted.inputs},
+        )
+        say(f"{stage}: made again, because {'; '.join(changed)}")
+    started = partial / "started.json"
+    if not (started.is_file() and started.read_text() == wanted.fingerprint):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        started.write_text(wanted.fingerprint)
+    else:
+        say(f"{stage}: continuing")
+    begin = time.monotonic()
+    counts = make(partial)
+    started.unlink()
+    manifest = dataclasses.replace(
+        wanted, counts=counts, versions=_versions(), seconds=round(time.monotonic() - begin, 3)
+    )
+    write_json(partial / "manifest.json", dataclasses.asdict(manifest))
+    _finish_rename(folder, partial)
+    return manifest
+
+
+def _finish_rename(folder: Path, partial: Path) -> None:
+    """Puts a whole partial folder in place; safe to be killed in and called again."""
+    if read_manifest(partial) is None:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            versions[library] = "not installed"
+    return versions

@@ -1,0 +1,384 @@
+"""The settings of a run: one tree of frozen dataclasses, made by the functions in `configs/`.
+
+Every field has its unit and its meaning in the docstring below it, which is what `--help` prints.
+Fields marked `neutral()` change how a result is computed but not the result, so that changing
+one does not invalidate artifacts already made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Arm = Literal["none", "random", "pruned", "reweighted", "within_domain"]
+
+
+def neutral(default: Any) -> Any:
+    """A field that does not change results: speed, logging, where things run."""
+    return field(default=default, metadata={"neutral": True})
+
+
+def identity(settings: Any) -> Any:
+    """`settings` as plain JSON data without its neutral fields: what decides a stage's result."""
+    if dataclasses.is_dataclass(settings):
+        return {
+            f.name: identity(getattr(settings, f.name))
+            for f in dataclasses.fields(settings)
+            if not f.metadata.get("neutral")
+        }
+    if isinstance(settings, dict):
+        return {key: identity(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [identity(value) for value in settings]
+    return settings
+
+
+def check(holds: bool, message: str) -> None:
+    """Raises `ValueError(message)` unless the setting holds; the message says what to set instead."""
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Where documents come from, and which are dropped or held out."""
+
+    sources: tuple[str, ...] = ("embedded",)
+    """What to read: `embedded` (text of this Python installation), a file, a folder or a glob of
+    .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt/.md/.py files, a cloud path (gs://, s3://), or
+    `tfds:NAME[:SPLIT]`. `DOMAIN=PATH` gives all of a path one domain."""
+    text_field: str = "text"
+    """Field (column, feature) that holds the text."""
+    id_field: str = "id"
+    """Field that holds the document id; empty: the file's name and the record's number."""
+    domain_field: str = "domain"
+    """Field that holds the domain, where the source has no `DOMAIN=`; text folders use subfolders."""
+    on_defect: Literal["drop", "error"] = "drop"
+    """Invalid UTF-8, empty document, duplicate id, missing field, truncated file: `drop` counts and
+    reports them, `error` stops at the first. A source of which nothing is left is always an error."""
+    dedup: Literal["exact", "none"] = "exact"
+    """Drop documents whose text is byte for byte that of an earlier one."""
+    max_domain_bytes: int | None = None
+    """Stop reading a domain after this many bytes of text; None: read everything."""
+    heldout: float = 0.05
+    """Share of each domain's documents, by hash of the id, that no model is trained on."""
+    reference: float = 0.3
+    """Share of the remaining documents that trains the reference model; the others are scored,
+    pruned, and train the final model."""
+    data_dir: str | None = neutral(None)
+    """Folder of prepared TFDS datasets; None: the TFDS default."""
+
+    def __post_init__(self) -> None:
+        check(len(self.sources) > 0, "corpus.sources is empty: name a source, or `embedded`")
+        check(
+            0 < self.heldout < 1,
+            f"corpus.heldout is {self.heldout}: set a share between 0 and 1, such as 0.05",
+        )
+        check(
+            0 < self.reference < 1,
+            f"corpus.reference is {self.reference}: set a share between 0 and 1, such as 0.3",
+        )
+        check(
+            self.max_domain_bytes is None or self.max_domain_bytes > 0,
+            f"corpus.max_domain_bytes is {self.max_domain_bytes}: set a number above 0, or None",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A SentencePiece model trained on the corpus, or an existing tokenizer."""
+
+    path: str | None = None
+    """An existing SentencePiece `.model` or Hugging Face `tokenizer.json`; None: train one."""
+    kind: Literal["bpe", "unigram"] = "bpe"
+    """Kind of SentencePiece model to train."""
+    vocab_size: int = 32_000
+    """Pieces of the trained model, the end-of-document token included."""
+    train_bytes: int = 20_000_000
+    """Bytes of text to train on, taken evenly from the domains; bounds the memory of training."""
+    eod_token: str | None = None
+    """Token that separates documents in an existing tokenizer; None: its end-of-text token."""
+    threads: int = neutral(2)
+    """Threads that encode."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.vocab_size >= 300,
+            f"tokenizer.vocab_size is {self.vocab_size}: byte fallback needs at least 300",
+        )
+        check(
+            self.train_bytes > 0,
+            f"tokenizer.train_bytes is {self.train_bytes}: set a number above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A decoder-only transformer."""
+
+    d_model: int = 768
+    """Width of the residual stream."""
+    n_layers: int = 12
+    """Number of blocks."""
+    n_heads: int = 12
+    """Query heads."""
+    n_kv_heads: int | None = None
+    """Key and value heads (grouped-query attention); None: as many as query heads."""
+    d_ff: int | None = None
+    """Width of the MLP; None: 4 x d_model for gelu, 8/3 x d_model rounded up to 128 for swiglu."""
+    context: int = 2048
+    """Tokens a row holds (T)."""
+    position: Literal["learned", "rope"] = "learned"
+    """Position encoding."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Normalisation before each sublayer and at the end."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The MLP's non-linearity."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    tie_embeddings: bool = True
+    """Whether the output projection is the token embedding."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights; output projections of sublayers use init_std / sqrt(2 n_layers)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the computation; parameters, optimizer state and loss stay float32."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Attention kernel; `auto`: splash on TPU, cuDNN on NVIDIA GPUs, XLA elsewhere."""
+    remat: Literal["none", "dots", "full"] = neutral("none")
+    """What the backward pass recomputes: nothing, all but matrix products, or whole blocks."""
+    unroll: int = neutral(1)
+    """Blocks unrolled in the scan over layers; n_layers: no scan."""
+    loss_chunk: int = neutral(512)
+    """Positions whose logits exist at once in the loss; 0: all."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layers", "n_heads", "context", "unroll"):
+            value = getattr(self, name)
+            check(value > 0, f"model.{name} is {value}: set a number above 0")
+        check(
+            self.d_model % self.n_heads == 0,
+            f"model.d_model is {self.d_model}: make it a multiple of model.n_heads, {self.n_heads}",
+        )
+        check(
+            self.n_kv_heads is None or (self.n_kv_heads > 0 and self.n_heads % self.n_kv_heads == 0),
+            f"model.n_kv_heads is {self.n_kv_heads}: set a divisor of model.n_heads, {self.n_heads}",
+        )
+        check(
+            self.position == "learned" or (self.d_model // self.n_heads) % 2 == 0,
+            f"model.d_model / model.n_heads is {self.d_model // self.n_heads}: "
+            "rotary positions need an even head width",
+        )
+        check(self.loss_chunk >= 0, f"model.loss_chunk is {self.loss_chunk}: set 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "lion", "muon"] = "adamw"
+    """`lion` is the decoupled Lion of the pruning paper (Ankner et al., section 3.1)."""
+    peak_lr: float = 6e-4
+    """Highest learning rate."""
+    weight_decay: float = 0.1
+    """adamw, muon: decay per step is lr x weight_decay. lion: decay per step is weight_decay x
+    lr / peak_lr (decoupled, as in Composer)."""
+    b1: float = 0.9
+    """First momentum (muon: of the AdamW part)."""
+    b2: float = 0.95
+    """Second momentum (muon: of the AdamW part)."""
+    eps: float = 1e-8
+    """AdamW's denominator floor."""
+    clip: float | None = 1.0
+    """Global gradient norm above which gradients are scaled down; None: never."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Shape after warm-up; `wsd`: stable, then a linear decay over the last `decay` share."""
+    warmup: float = 0.02
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """wsd: share of the steps over which the learning rate falls."""
+    final_lr: float = 0.1
+    """Learning rate at the end, as a share of peak_lr."""
+
+    def __post_init__(self) -> None:
+        check(self.peak_lr > 0, f"optimizer.peak_lr is {self.peak_lr}: set a number above 0")
+        check(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay is {self.weight_decay}: set 0 or more",
+        )
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"optimizer.{name} is {value}: set a number in [0, 1)")
+        for name in ("warmup", "decay", "final_lr"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"optimizer.{name} is {value}: set a share between 0 and 1")
+        check(
+            self.clip is None or self.clip > 0,
+            f"optimizer.clip is {self.clip}: set a number above 0, or None",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run: the reference, a proxy or the final model."""
+
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    tokens: int = 2_500_000_000
+    """Tokens to train on, rounded up to whole steps."""
+    batch_rows: int = 256
+    """Rows of a global batch (B); a step trains on batch_rows x model.context tokens."""
+    microbatches: int = neutral(1)
+    """Parts into which a batch is cut; gradients are summed over them."""
+    validate_every: int = 250
+    """Steps between validations on the fixed held-out rows; 0: only at the end."""
+    validation_rows: int = 8
+    """Held-out rows for each domain (the same each time)."""
+    checkpoint_every: int = neutral(250)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = neutral(2)
+    """Newest checkpoints that are kept."""
+    log_every: int = neutral(10)
+    """Steps between lines of metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_rows", "microbatches", "validation_rows", "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
+            value = getattr(self, name)
+            check(value > 0, f"{name} is {value}: set a number above 0")
+        check(self.validate_every >= 0, f"validate_every is {self.validate_every}: set 0 or more")
+        check(
+            self.batch_rows % self.microbatches == 0,
+            f"microbatches is {self.microbatches}: set a divisor of batch_rows, {self.batch_rows}",
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return -(-self.tokens // (self.batch_rows * self.model.context))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How documents are scored by the reference model."""
+
+    batch_tokens: int = neutral(65_536)
+    """Tokens, padding included, of one batch."""
+    shard_documents: int = neutral(16_384)
+    """Documents of one shard: what a killed run may have to score again."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "shard_documents"):
+            value = getattr(self, name)
+            check(value > 0, f"score.{name} is {value}: set a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """Which scored documents are kept."""
+
+    criterion: Literal["low", "medium", "high", "random"] = "medium"
+    """Band of the perplexity ranks that is kept (Ankner et al., section 2)."""
+    rate: float = 0.5
+    """Share that is kept."""
+    scope: Literal["global", "domain"] = "global"
+    """Rank over the whole corpus, or inside each domain (which leaves the mixture as it is)."""
+    weight: Literal["documents", "tokens"] = "documents"
+    """What `rate` is a share of."""
+    min_tokens: int = 8
+    """Documents with fewer tokens have noisy scores: they are not ranked, and are removed."""
+
+    def __post_init__(self) -> None:
+        check(
+            0 < self.rate <= 1,
+            f"select.rate is {self.rate}: set a share above 0 and up to 1, such as 0.5",
+        )
+        check(self.min_tokens >= 1, f"select.min_tokens is {self.min_tokens}: set 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Proportions of the domains in the final run's training tokens."""
+
+    method: Literal["natural", "uniform", "temperature", "fixed"] = "natural"
+    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature)."""
+    temperature: float = 2.0
+    """temperature: 1 is natural, infinity is uniform."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """fixed: a weight for each domain; they are divided by their sum."""
+    max_epochs: float | None = None
+    """Refuse a run in which a domain repeats more often than this; None: only warn above 4."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.temperature > 0,
+            f"mix.temperature is {self.temperature}: set a number above 0",
+        )
+        check(
+            self.max_epochs is None or self.max_epochs > 0,
+            f"mix.max_epochs is {self.max_epochs}: set a number above 0, or None",
+        )
+        check(
+            self.method != "fixed" or sum(self.weights.values()) > 0,
+            "mix.method is fixed but mix.weights is empty: give a weight for each domain",
+        )
+        check(
+            all(weight >= 0 for weight in self.weights.values()),
+            f"mix.weights is {self.weights}: weights must not be negative",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How devices are arranged; -1 takes the devices that the other axes leave."""
+
+    replica: int = 1
+    """Copies of the parameters: data parallelism across slices or nodes."""
+    fsdp: int = -1
+    """Parts into which parameters and batches are cut."""
+    tensor: int = 1
+    """Parts into which heads, MLP and vocabulary are cut."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.replica, self.fsdp, self.tensor)
+        check(
+            all(size > 0 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
+            f"mesh is {sizes}: set sizes above 0, and -1 for at most one axis",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything `jaxprune run` needs."""
+
+    name: str
+    """Name of the run, shown in the report."""
+    seed: int = 0
+    """Seed of the splits, the reference model and the random arms."""
+    corpus: Corpus = field(default_factory=Corpus)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    reference: Run = field(default_factory=Run)
+    score: Score = field(default_factory=Score)
+    select: Select = field(default_factory=Select)
+    mix: Mix = field(default_factory=Mix)
+    final: Run = field(default_factory=Run)
+    arms: tuple[Arm, ...] = ("none", "random", "pruned")
+    """Final runs to compare, all with the same number of training tokens. none: no pruning; random:
+    random at the same rate; pruned: `select`; reweighted: random, re-weighted to the domain shares
+    of `pruned`; within_domain: `select` inside each domain."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Each arm is trained once with each seed."""
+    mesh: Mesh = neutral(Mesh())
+    metrics: tuple[Literal["tensorboard"], ...] = neutral(("tensorboard",))
+    """Where metrics go besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.arms) > 0 and len(set(self.arms)) == len(self.arms),
+            f"arms is {self.arms}: name each arm once",
+        )
+        check(
+            len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
+            f"seeds is {self.seeds}: name each seed once",
+        )

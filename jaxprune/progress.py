@@ -1,0 +1,74 @@
+"""What a person sees while a long command works: messages, and bars with rate and time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_LINE_EVERY_S = 10.0  # between lines where there is no terminal to redraw
+
+
+def say(message: str) -> None:
+    """Prints one line; square brackets are printed as they are."""
+    _console.print(message, markup=False)
+
+
+class Meter:
+    """Counts work done. On a terminal a bar; elsewhere (logs, CI) a line every ten seconds."""
+
+    def __init__(self, title: str, total: float | None, unit: str, bar: Progress, task: TaskID) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0.0
+        self._bar, self._task = bar, task
+        self._begin = self._last_line = time.monotonic()
+        self._skipped = 0.0
+
+    def skip(self, amount: float) -> None:
+        """Work that an earlier, interrupted call has done: it counts, but not towards the rate."""
+        self._skipped += amount
+        self.add(amount)
+
+    def add(self, amount: float, note: str = "") -> None:
+        """`amount` more is done; `note` is shown behind it."""
+        self.done += amount
+        now = time.monotonic()
+        rate = (self.done - self._skipped) / max(now - self._begin, 1e-9)
+        self._bar.update(self._task, advance=amount, rate=f"{_short(rate)} {self.unit}/s", note=note)
+        if not _console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            say(f"{self.title}: {self._state(rate)}{'  ' + note if note else ''}")
+
+    def _state(self, rate: float) -> str:
+        state = f"{_short(self.done)} {self.unit}, {_short(rate)} {self.unit}/s"
+        if self.total is None:
+            return state
+        left = (self.total - self.done) / max(rate, 1e-9)
+        return f"{self.done / max(self.total, 1e-9):.0%} of {_short(self.total)} {self.unit}, {_short(rate)} {self.unit}/s, {left:.0f} s left"
+
+
+@contextmanager
+def meter(title: str, total: float | None, unit: str) -> Iterator[Meter]:
+    """Shows work of `total` units (None: not known) while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_console, disable=not _console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, rate="", note="")
+        yield Meter(title, total, unit, bar, task)
+
+
+def _short(number: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
