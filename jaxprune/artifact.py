@@ -9,13 +9,15 @@ folder that was made from the same inputs is handed back to the stage, which res
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,32 @@ class Workdir:
         return self.root / "report"
 
 
-class ArtifactMissing(Exception):
+class StageError(Exception):
+    """A stage stopped, and its message says why and what to do; `status` is the exit status."""
+
+    status = 1
+
+
+class ArtifactMissing(StageError):
     """An artifact that a stage reads is not there; the message says which command makes it."""
+
+
+@contextmanager
+def locked(workdir: Workdir) -> Iterator[None]:
+    """Keeps a second process out of the working directory while the block runs.
+
+    Raises:
+      StageError: another process works in it.
+    """
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    with (workdir.root / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"another jaxprune works in {workdir.root}: wait for it, or give another --workdir"
+            ) from None
+        yield
 
 
 def digest(data: Any) -> str:

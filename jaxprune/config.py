@@ -382,3 +382,8 @@ class Config:
             len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
             f"seeds is {self.seeds}: name each seed once",
         )
+
+    @property
+    def final_runs(self) -> dict[str, tuple[Arm, int]]:
+        """Name (`<arm>-<seed>`) -> arm and seed of each final run."""
+        return {f"{arm}-{seed}": (arm, seed) for arm in self.arms for seed in self.seeds}

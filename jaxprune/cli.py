@@ -1,0 +1,127 @@
+"""The command line: parses, and calls the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jaxprune import __version__
+
+_STAGES = {
+    "run": "the main job: every stage below, and a report",
+    "prepare": "read, deduplicate, split and tokenise the corpus",
+    "train": "train the reference and the final models, or those of --only",
+    "score": "score documents with the reference model",
+    "select": "decide which documents each arm keeps",
+    "mix": "decide the proportions of the domains",
+    "evaluate": "evaluate final models on held-out documents, or those of --only",
+    "report": "write the report from what is there",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `jaxprune`; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if "--help" in arguments[1:] or "-h" in arguments[1:]:
+        return _help(parser, arguments)
+    options, overrides = parser.parse_known_args(arguments)
+    if options.command == "doctor":
+        from jaxprune import doctor
+
+        return doctor.run()
+    from jaxprune.artifact import StageError
+    from jaxprune.progress import say
+
+    try:
+        return _command(options, overrides)
+    except (ValueError, StageError, OSError) as error:
+        if options.traceback:
+            raise
+        say(f"error: {error}")
+        return getattr(error, "status", 1)
+    except KeyboardInterrupt:
+        say("interrupted: the same command continues where it was")
+        return 130
+
+
+def _command(options: argparse.Namespace, overrides: list[str]) -> int:
+    from jaxprune.settings import load, show
+
+    config = load(options.config, overrides)
+    if options.command == "config":
+        print(show(config))
+        return 0
+    # Quiet the libraries' own chatter; errors still come through.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxprune import pipeline
+    from jaxprune.artifact import Workdir, locked
+    from jaxprune.progress import say
+
+    workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
+    with locked(workdir):
+        if options.command in ("train", "evaluate"):
+            known = ("reference", *config.final_runs)
+            for name in options.only:
+                if name not in known:
+                    raise ValueError(f"there is no run {name}: this config has {', '.join(known)}")
+            getattr(pipeline, options.command)(config, workdir, tuple(options.only))
+        else:
+            getattr(pipeline, options.command)(config, workdir)
+    if options.command in ("run", "report"):
+        say(f"report: {(workdir.report / 'index.html').resolve()}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxprune",
+        description="Which documents are worth training on, and in what proportions?",
+        epilog="`jaxprune COMMAND CONFIG --help` explains every setting of a config.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxprune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in _STAGES.items():
+        stage = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        _add_config(stage)
+        stage.add_argument("--workdir", metavar="DIR", help="where artifacts go (default: runs/NAME OF THE CONFIG)")
+        if name in ("train", "evaluate"):
+            stage.add_argument(
+                "--only", nargs="+", default=[], metavar="NAME", help="`reference` or `ARM-SEED` (default: all)"
+            )
+    shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
+    _add_config(shown)
+    commands.add_parser("doctor", help="versions, devices, and what is missing")
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a Python file such as configs/quickstart.py")
+    command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    command.usage = f"{command.prog} CONFIG [--workdir DIR] [--SETTING VALUE ...]"
+
+
+def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """Help of a command, followed by that of the config's settings when a config is named."""
+    try:
+        parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")][:1] + ["--help"])
+    except SystemExit:
+        pass
+    named = [a for a in arguments[1:] if not a.startswith("-")]
+    if arguments[0] == "doctor" or not named:
+        return 0
+    from jaxprune.progress import say
+    from jaxprune.settings import load
+
+    try:
+        load(named[0], ["--help"])
+    except ValueError as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The training loop: the same for the reference, the proxies and the final model.
+
+Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxprune import config
+from jaxprune.artifact import StageError, write_json
+from jaxprune.data.loader import Loader
+from jaxprune.data.mixture import MixtureSource, Stage
+from jaxprune.data.store import TokenStore
+from jaxprune.model import flops, transformer
+from jaxprune.model.sharding import BATCH
+from jaxprune.progress import meter, say
+from jaxprune.train.checkpoint import Checkpoints
+from jaxprune.train.hardware import describe, peak_flops
+from jaxprune.train.metrics import Metrics
+from jaxprune.train.optimizer import make_schedule
+from jaxprune.train.step import StepMetrics, init_state, make_train_step
+from jaxprune.train.validation import Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run: what is trained, on which documents, in which proportions."""
+
+    title: str
+    run: config.Run
+    store: TokenStore
+    documents: np.ndarray  # int64 numbers of the documents to train on
+    stages: tuple[Stage, ...]  # mixture weights over steps
+    seed: int  # of the initial weights and of the order of the rows
+    mesh: jax.sharding.Mesh
+    backends: tuple[str, ...] = ()
+
+
+class Interrupted(StageError):
+    """The run was asked to stop, and saved its state first."""
+
+    status = 143  # as the shell reports SIGTERM
+
+
+class Diverged(StageError):
+    """The loss is not finite."""
+
+
+def fit(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Trains to the end, from wherever an earlier call in the same folder was stopped.
+
+    The result is bitwise that of a run that was never stopped. SIGTERM and SIGINT save and raise.
+
+    Args:
+      plan: the run.
+      folder: where checkpoints and metrics go, and from where they are resumed.
+
+    Returns:
+      Counts for the manifest.
+
+    Raises:
+      Interrupted: after SIGTERM or SIGINT; the state is saved.
+      Diverged: the loss of the step that it names is not finite; the checkpoints before it stand.
+      ValueError: the batch cannot be laid out on the mesh.
+    """
+    run, mesh, vocab_size = plan.run, plan.mesh, plan.store.vocab_size
+    rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if run.batch_rows % (run.microbatches * rows_on_mesh):
+        raise ValueError(
+            f"batch_rows is {run.batch_rows}: make it a multiple of microbatches ({run.microbatches}) x "
+            f"mesh.replica x mesh.fsdp ({rows_on_mesh})"
+        )
+    # 1. What the parameters are, for whoever loads them.
+    write_json(
+        folder / "model.json",
+        {"model": dataclasses.asdict(run.model), "vocab_size": vocab_size},
+    )
+    with jax.set_mesh(mesh):
+        # 2. The state: the newest whole checkpoint, or a fresh start.
+        checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints)
+        graphdef, abstract = transformer.abstract(run.model, vocab_size, mesh)
+        abstract_state = jax.eval_shape(lambda p: init_state(p, run.optimizer, run.steps), abstract)
+        restored = checkpoints.restore(abstract, abstract_state.optimizer)
+        if restored is None:
+            start, position = 0, {"stages": [dataclasses.asdict(s) for s in plan.stages]}
+            _, params = transformer.create(run.model, vocab_size, plan.seed, mesh)
+            state = init_state(params, run.optimizer, run.steps)
+        else:
+            start, params, optimizer, position = restored
+            state = abstract_state._replace(params=params, optimizer=optimizer)
+            say(f"{plan.title}: continuing after step {start} of {run.steps}")
+        # 3. The loader, whose whole position is the step.
+        source = MixtureSource(
+            plan.store,
+            plan.documents,
+            context=run.model.context,
+            batch_rows=run.batch_rows,
+            stages=tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"]),
+            seed=plan.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        loader = Loader(source, step=start)
+        # 4. Metrics, without the lines after the checkpoint.
+        metrics = Metrics(folder, start, plan.backends if jax.process_index() == 0 else ())
+        # 5. The rest of the run.
+        try:
+            clock = Clock(**position.get("clock", {}))
+            window = Window(len(plan.store.domains), **position.get("window", {}))
+            validation = Validation(
+                plan.store,
+                context=run.model.context,
+                rows=run.validation_rows,
+                batch_rows=max(run.batch_rows // run.microbatches, rows_on_mesh),
+            )
+            step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
+            log = _Log(plan, metrics, clock, window)
+
+            def save(step: int) -> None:
+                position = {
+                    "stages": [dataclasses.asdict(stage) for stage in source.stages],
+                    "window": window.state(),
+                    "clock": dataclasses.asdict(clock),
+                }
+                checkpoints.save(step, state.params, state.optimizer, position)
+
+            if start == 0:
+                say(
+                    f"{plan.title}: {flops.n_params(run.model, vocab_size):,} parameters, "
+                    f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
+                )
+                log.validation(0, validation(graphdef, state.params, mesh))
+            tokens_a_step = run.batch_rows * run.model.context
+            with meter(plan.title, run.steps * tokens_a_step, "tok") as bar, _stop_requests() as stop:
+                bar.skip(start * tokens_a_step)
+                previous: StepMetrics | None = None
+                clock.resume()
+                for step in range(start + 1, run.steps + 1):
+                    batch = _to_mesh(next(loader), run.microbatches, mesh)
+                    state, current = step_fn(state, *batch)
+                    # Reading a step's metrics only after the next was dispatched keeps the device busy.
+                    if previous is not None:
+                        log.step(step - 1, previous)
+                    previous = current
+                    bar.add(tokens_a_step, note=log.note)
+                    validate = step == run.steps or (run.validate_every and step % run.validate_every == 0)
+                    checkpoint = step == run.steps or step % run.checkpoint_every == 0 or bool(stop)
+                    if validate or checkpoint:
+                        log.step(step, previous)  # a step that diverged must not be saved
+                        previous = None
+                        clock.pause()
+                        if validate:
+                            log.validation(step, validation(graphdef, state.params, mesh))
+                        if checkpoint:
+                            save(step)
+                        clock.resume()
+                    if stop:
+                        checkpoints.close()
+                        raise Interrupted(f"{plan.title}: saved after step {step}; the same command continues")
+        finally:
+            loader.close()
+            metrics.close()
+            checkpoints.close()
+    return {
+        "steps": run.steps,
+        "tokens": run.steps * run.batch_rows * run.model.context,
+        "documents": len(plan.documents),
+        "parameters": flops.n_params(run.model, vocab_size),
+        "train_flops": run.steps
+        * run.batch_rows
+        * run.model.context
+        * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
+        "devices": describe(mesh),
+    }
+
+
+@dataclass
+class Clock:
+    """Goodput: the share of the time since the run first started in which it was stepping.
+
+    Compilation, validation, saving, restarts, and steps that were lost to a kill count against it.
+    """
+
+    began: float = dataclasses.field(default_factory=time.time)  # unix time
+    stepping: float = 0.0  # seconds
+    since: float | None = None
+
+    def resume(self) -> None:
+        self.since = time.time()
+
+    def pause(self) -> None:
+        if self.since is not None:
+            self.stepping += time.time() - self.since
+        self.since = None
+
+    @property
+    def goodput(self) -> float:
+        running = 0.0 if self.since is None else time.time() - self.since
+        return (self.stepping + running) / max(time.time() - self.began, 1e-9)
+
+
+class Window:
+    """Sums over the steps since the last line of metrics; part of the checkpoint."""
+
+    def __init__(self, n_domains: int, **saved: list[float]) -> None:
+        self.nll_K = np.array(saved.get("nll", [0.0] * n_domains))
+        self.tokens_K = np.array(saved.get("tokens", [0.0] * n_domains))
+
+    def state(self) -> dict[str, list[float]]:
+        """Plain data to make it again."""
+        return {"nll": self.nll_K.tolist(), "tokens": self.tokens_K.tolist()}
+
+    def add(self, metrics: StepMetrics) -> None:
+        self.nll_K += np.asarray(metrics.nll_sum_K, np.float64)
+        self.tokens_K += np.asarray(metrics.tokens_K, np.float64)
+
+    def reset(self) -> None:
+        self.nll_K[:] = 0.0
+        self.tokens_K[:] = 0.0
+
+
+class _Log:
+    """Turns metrics of steps into lines."""
+
+    def __init__(self, plan: Plan, metrics: Metrics, clock: Clock, window: Window) -> None:
+        self.plan, self.metrics, self.clock, self.window = plan, metrics, clock, window
+        self.schedule = make_schedule(plan.run.optimizer, plan.run.steps)
+        run = plan.run
+        self.tokens_a_step = run.batch_rows * run.model.context
+        self.flops_a_token = flops.train_flops_per_token(
+            run.model, plan.store.vocab_size, run.model.context
+        )
+        self.last = (time.monotonic(), None)
+        self.note = "compiling"
+
+    def step(self, step: int, metrics: StepMetrics) -> None:
+        """Adds a step to the window and writes a line where one is due.
+
+        Raises:
+          Diverged: its loss or its gradient is not finite.
+        """
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics.nll_sum_K.sum() / metrics.tokens_K.sum()), float(metrics.grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"{self.plan.title}: the loss of step {step} is {loss} and its gradient norm {norm}; lower "
+                f"optimizer.peak_lr ({self.plan.run.optimizer.peak_lr}) or optimizer.clip, or look at the data"
+            )
+        self.window.add(metrics)
+        self.note = f"step {step}  loss {loss:.3f}"
+        if step % self.plan.run.log_every == 0 or step == self.plan.run.steps:
+            self._line(step, norm)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line with held-out losses."""
+        self.metrics.write(step, step * self.tokens_a_step, values)
+
+    def _line(self, step: int, grad_norm: float) -> None:
+        window, domains = self.window, self.plan.store.domains
+        values = {
+            "loss": float(window.nll_K.sum() / window.tokens_K.sum()),
+            "grad_norm": grad_norm,
+            "lr": float(self.schedule(step - 1)),
+            "goodput": self.clock.goodput,
+        }
+        now, (then, logged) = time.monotonic(), self.last
+        if logged is not None:
+            values["tokens_per_s"] = (step - logged) * self.tokens_a_step / max(now - then, 1e-9)
+            peak = peak_flops(self.plan.mesh.devices.flat[0])
+            if peak is not None:
+                # MFU counts 6 N + 12 L D T FLOPs a token (full attention) against dense bf16 peak.
+                achieved = values["tokens_per_s"] * self.flops_a_token
+                values["mfu"] = achieved / (peak * self.plan.mesh.size)
+        self.last = (now, step)
+        for domain, nll, tokens in zip(domains, window.nll_K, window.tokens_K, strict=True):
+            if tokens:
+                values[f"loss/{domain}"] = float(nll / tokens)
+                values[f"share/{domain}"] = float(tokens / window.tokens_K.sum())
+        self.metrics.write(step, step * self.tokens_a_step, values)
+        window.reset()
+
+
+def _to_mesh(
+    batch: dict[str, np.ndarray], microbatches: int, mesh: jax.sharding.Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """This process's rows as parts of global tokens_MBS and domain_MB."""
+    tokens_BS, domain_B = batch["tokens_BS"], batch["domain_B"]
+    sharding = NamedSharding(mesh, P(None, *BATCH))
+    tokens_MBS = tokens_BS.reshape(microbatches, -1, tokens_BS.shape[-1])
+    domain_MB = domain_B.reshape(microbatches, -1)
+    return (
+        jax.make_array_from_process_local_data(sharding, tokens_MBS),
+        jax.make_array_from_process_local_data(sharding, domain_MB),
+    )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second one does kill."""
+    received: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        say("stopping after this step, and saving")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules: AdamW, decoupled Lion, Muon.
+
+Parameters are stacked over layers (a leading L axis), so a matrix of a block has three axes or
+more: what decays and what Muon orthogonalises is decided by name and not by rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from jaxprune import config
+
+Tree = Any
+
+
+def make_schedule(settings: config.Optimizer, steps: int) -> optax.Schedule:
+    """Learning rate by step (from 0) over a run of `steps` steps.
+
+    Linear warm-up to `peak_lr`, then `cosine` to `final_lr` x `peak_lr`, `wsd` (stable, then a
+    linear decay over the last `decay` share), or `constant`.
+    """
+    peak, end = settings.peak_lr, settings.peak_lr * settings.final_lr
+    warmup = round(settings.warmup * steps)
+    rest = max(steps - warmup, 1)
+    # Step 0 must not be wasted on a learning rate of 0, so the rise starts one step in.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    if settings.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=settings.final_lr)
+    elif settings.schedule == "wsd":
+        decay = max(round(settings.decay * steps), 1)
+        stable = max(rest - decay, 0)
+        after = optax.join_schedules(
+            [optax.constant_schedule(peak), optax.linear_schedule(peak, end, decay)], [stable]
+        )
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(settings: config.Optimizer, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `steps` steps, with clipping by global norm before it.
+
+    lion: Composer's decoupled Lion multiplies parameters by 1 - weight_decay x lr / peak_lr at each
+    step; optax's multiplies by 1 - lr x weight_decay, hence the division (Ankner et al., section
+    3.1, with llm-foundry's optimizer). It decays all parameters, as there.
+    adamw, muon: matrices decay, norms and biases do not.
+    """
+    rate = make_schedule(settings, steps)
+    if settings.name == "adamw":
+        transform = optax.adamw(
+            rate,
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            mask=_is_matrix,
+        )
+    elif settings.name == "lion":
+        transform = optax.lion(
+            rate,
+            b1=settings.b1,
+            b2=settings.b2,
+            weight_decay=settings.weight_decay / settings.peak_lr,
+        )
+    else:
+        transform = muon(
+            rate,
+            weight_decay=settings.weight_decay,
+            weight_decay_mask=_is_matrix,
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            adam_weight_decay=settings.weight_decay,
+            muon_weight_dimension_numbers=_muon_dimensions,
+            # Updates as large as AdamW's, so that one learning rate serves both parts.
+            consistent_rms=0.2,
+        )
+    if settings.clip is None:
+        return transform
+    return optax.chain(optax.clip_by_global_norm(settings.clip), transform)

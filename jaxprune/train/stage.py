@@ -1,0 +1,66 @@
+"""The stage `train`: one training run of the pipeline, from artifacts to an artifact."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from jaxprune.artifact import Manifest, Workdir, build, require
+from jaxprune.config import Config, identity
+from jaxprune.data.mixture import Stage
+from jaxprune.data.store import REFERENCE, TokenStore
+from jaxprune.model.sharding import make_mesh
+from jaxprune.progress import say
+from jaxprune.train.loop import Plan, fit
+
+
+def run(config: Config, workdir: Workdir, name: str) -> Manifest:
+    """Trains `reference`, or a final run `<arm>-<seed>`, unless it is trained already.
+
+    Raises:
+      ArtifactMissing: an earlier stage has not run.
+      Interrupted, Diverged, ValueError: as `loop.fit`.
+    """
+    prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
+    store = TokenStore(workdir.prepare / "tokens")
+    if name == "reference":
+        settings, seed = config.reference, config.seed
+        inputs = {"prepare": prepare.fingerprint}
+        documents = store.documents(REFERENCE)
+        weights = natural_weights(store, documents, settings.model.context)
+    else:
+        settings, seed = config.final, config.final_runs[name][1]
+        select = require(workdir.select, "jaxprune select CONFIG")
+        mix = require(workdir.mix, "jaxprune mix CONFIG")
+        inputs = {"prepare": prepare.fingerprint, "select": select.fingerprint, "mix": mix.fingerprint}
+        mixture = json.loads((workdir.mix / "weights.json").read_text())[name]
+        documents = np.load(workdir.select / f"{mixture['selection']}.npy")
+        weights = tuple(mixture["weights"][domain] for domain in store.domains)
+    plan = Plan(
+        title=f"train {name}",
+        run=settings,
+        store=store,
+        documents=documents,
+        stages=(Stage(start=0, weights=weights),),
+        seed=seed,
+        mesh=make_mesh(config.mesh),
+        backends=config.metrics,
+    )
+    return build(
+        workdir.run(name),
+        plan.title,
+        {"run": identity(settings), "seed": seed, "name": name},
+        inputs,
+        lambda folder: fit(plan, folder),
+    )
+
+
+def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> tuple[float, ...]:
+    """Each domain's share of the documents' tokens; a domain of less than one row gets none."""
+    length_N = store.offsets_N1[documents + 1] - store.offsets_N1[documents]
+    tokens_K = np.bincount(store.domain_N[documents], length_N, len(store.domains))
+    for domain in np.flatnonzero((tokens_K > 0) & (tokens_K <= context)):
+        say(f"{store.domains[domain]}: {tokens_K[domain]:.0f} tokens are less than a row of {context + 1}, left out")
+    tokens_K[tokens_K <= context] = 0
+    return tuple(float(weight) for weight in tokens_K / tokens_K.sum())
