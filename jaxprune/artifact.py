@@ -24,7 +24,17 @@ from typing import Any
 
 from jaxprune.progress import say
 
-_LIBRARIES = ("jaxprune", "jax", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy", "pyarrow")
+_LIBRARIES = (
+    "jaxprune",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "sentencepiece",
+    "numpy",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

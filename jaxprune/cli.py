@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -86,10 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _STAGES.items():
         stage = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         _add_config(stage)
-        stage.add_argument("--workdir", metavar="DIR", help="where artifacts go (default: runs/NAME OF THE CONFIG)")
+        stage.add_argument(
+            "--workdir", metavar="DIR", help="where artifacts go (default: runs/NAME OF THE CONFIG)"
+        )
         if name in ("train", "evaluate"):
             stage.add_argument(
-                "--only", nargs="+", default=[], metavar="NAME", help="`reference` or `ARM-SEED` (default: all)"
+                "--only",
+                nargs="+",
+                default=[],
+                metavar="NAME",
+                help="`reference` or `ARM-SEED` (default: all)",
             )
     shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
     _add_config(shown)
@@ -105,10 +112,8 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     """Help of a command, followed by that of the config's settings when a config is named."""
-    try:
-        parser.parse_known_args([a for a in arguments if a not in ("-h", "--help")][:1] + ["--help"])
-    except SystemExit:
-        pass
+    with contextlib.suppress(SystemExit):
+        parser.parse_known_args([arguments[0], "--help"])
     named = [a for a in arguments[1:] if not a.startswith("-")]
     if arguments[0] == "doctor" or not named:
         return 0

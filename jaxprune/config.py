@@ -11,12 +11,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+NEUTRAL = {"neutral": True}
+
 Arm = Literal["none", "random", "pruned", "reweighted", "within_domain"]
 
 
 def neutral(default: Any) -> Any:
     """A field that does not change results: speed, logging, where things run."""
-    return field(default=default, metadata={"neutral": True})
+    return field(default=default, metadata=NEUTRAL)
 
 
 def identity(settings: Any) -> Any:
@@ -172,6 +174,18 @@ class Model:
             "rotary positions need an even head width",
         )
         check(self.loss_chunk >= 0, f"model.loss_chunk is {self.loss_chunk}: set 0 or more")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return 4 * self.d_model if self.mlp == "gelu" else -(-8 * self.d_model // (3 * 128)) * 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +383,7 @@ class Config:
     of `pruned`; within_domain: `select` inside each domain."""
     seeds: tuple[int, ...] = (0, 1)
     """Each arm is trained once with each seed."""
-    mesh: Mesh = neutral(Mesh())
+    mesh: Mesh = field(default_factory=Mesh, metadata=NEUTRAL)
     metrics: tuple[Literal["tensorboard"], ...] = neutral(("tensorboard",))
     """Where metrics go besides metrics.jsonl."""
 

@@ -1,6 +1,6 @@
 """The whole pipeline: each stage reads the artifacts of those before it and leaves its own.
 
-    prepare -> train reference -> score -> select -> mix -> train final runs -> evaluate -> report
+prepare -> train reference -> score -> select -> mix -> train final runs -> evaluate -> report
 """
 
 from __future__ import annotations

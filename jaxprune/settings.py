@@ -121,7 +121,9 @@ def _nearest(name: str, known: list[str]) -> str:
     group, _, part = name.rpartition(".")
     siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == group]
     found = [candidate for candidate in siblings if part in candidate.rpartition(".")[2]]
-    found = found or difflib.get_close_matches(name, siblings, n=1) or difflib.get_close_matches(name, known, n=1)
+    found = (
+        found or difflib.get_close_matches(name, siblings, n=1) or difflib.get_close_matches(name, known, n=1)
+    )
     if not found:
         last = {candidate.rpartition(".")[2]: candidate for candidate in known}
         found = [last[close] for close in difflib.get_close_matches(part, last, n=1)]

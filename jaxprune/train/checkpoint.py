@@ -87,9 +87,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_params(
-    folder: Path, mesh: jax.sharding.Mesh
-) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
+def load_params(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
     """The final parameters of a finished run, on a mesh.
 
     Args:
@@ -107,9 +105,7 @@ def load_params(
     with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
         restored = manager.restore(
             manager.latest_step(),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
-            ),
+            args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()),
         )
     _check("params", restored["params"], restored["record"])
     return graphdef, restored["params"], model, vocab_size

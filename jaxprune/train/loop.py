@@ -170,7 +170,9 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                         clock.resume()
                     if stop:
                         checkpoints.close()
-                        raise Interrupted(f"{plan.title}: saved after step {step}; the same command continues")
+                        raise Interrupted(
+                            f"{plan.title}: saved after step {step}; the same command continues"
+                        )
         finally:
             loader.close()
             metrics.close()
@@ -241,9 +243,7 @@ class _Log:
         self.schedule = make_schedule(plan.run.optimizer, plan.run.steps)
         run = plan.run
         self.tokens_a_step = run.batch_rows * run.model.context
-        self.flops_a_token = flops.train_flops_per_token(
-            run.model, plan.store.vocab_size, run.model.context
-        )
+        self.flops_a_token = flops.train_flops_per_token(run.model, plan.store.vocab_size, run.model.context)
         self.last = (time.monotonic(), None)
         self.note = "compiling"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxprune import config
@@ -47,7 +48,8 @@ def make_optimizer(settings: config.Optimizer, steps: int) -> optax.GradientTran
     lion: Composer's decoupled Lion multiplies parameters by 1 - weight_decay x lr / peak_lr at each
     step; optax's multiplies by 1 - lr x weight_decay, hence the division (Ankner et al., section
     3.1, with llm-foundry's optimizer). It decays all parameters, as there.
-    adamw, muon: matrices decay, norms and biases do not.
+    adamw: everything but norms and biases decays. muon: the blocks' matrices, which it orthogonalises,
+    decay; embeddings, norms and biases are left to AdamW without decay.
     """
     rate = make_schedule(settings, steps)
     if settings.name == "adamw":
@@ -67,17 +69,59 @@ def make_optimizer(settings: config.Optimizer, steps: int) -> optax.GradientTran
             weight_decay=settings.weight_decay / settings.peak_lr,
         )
     else:
-        transform = muon(
-            rate,
-            weight_decay=settings.weight_decay,
-            weight_decay_mask=_is_matrix,
-            adam_b1=settings.b1,
-            adam_b2=settings.b2,
-            adam_weight_decay=settings.weight_decay,
-            muon_weight_dimension_numbers=_muon_dimensions,
-            # Updates as large as AdamW's, so that one learning rate serves both parts.
-            consistent_rms=0.2,
+        transform = _on_whole_arrays(
+            muon(
+                rate,
+                weight_decay=settings.weight_decay,
+                adam_b1=settings.b1,
+                adam_b2=settings.b2,
+                muon_weight_dimension_numbers=_muon_dimensions,
+                # Updates as large as AdamW's, so that one learning rate serves both parts.
+                consistent_rms=0.2,
+            )
         )
     if settings.clip is None:
         return transform
     return optax.chain(optax.clip_by_global_norm(settings.clip), transform)
+
+
+def _is_matrix(params: Tree) -> Tree:
+    """What decays: everything but norms' scales and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not _name(path).startswith(("scale_", "bias_")), params
+    )
+
+
+def _muon_dimensions(params: Tree) -> Tree:
+    """Muon takes the linear layers of the blocks, [L, in, out] each; AdamW takes the rest."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: MuonDimensionNumbers(1, 2) if _name(path) == "weight_LIO" else None, params
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """Name of a parameter: the last part of its path that is one."""
+    names = [str(key) for entry in path for key in [getattr(entry, "key", getattr(entry, "name", None))]]
+    return next(name for name in reversed(names) if "_" in name)
+
+
+def _on_whole_arrays(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Gathers each array over the mesh for the update, and lays the results out as they were.
+
+    Newton-Schulz multiplies a matrix with its transpose, which has no layout when the matrix is cut
+    over two axes. The state stays cut; the gathering costs an all-gather of gradient and momentum.
+    """
+
+    def update(updates: Tree, state: Tree, params: Tree | None = None) -> tuple[Tree, Tree]:
+        new_updates, new_state = inner.update(*jax.tree.map(_whole, (updates, state, params)))
+        return jax.tree.map(_laid_out_as, (new_updates, new_state), (updates, state))
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _whole(array: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(array, P(*[None] * array.ndim))
+
+
+def _laid_out_as(array: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.sharding.reshard(array, jax.typeof(like).sharding.spec)

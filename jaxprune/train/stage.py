@@ -61,6 +61,8 @@ def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> t
     length_N = store.offsets_N1[documents + 1] - store.offsets_N1[documents]
     tokens_K = np.bincount(store.domain_N[documents], length_N, len(store.domains))
     for domain in np.flatnonzero((tokens_K > 0) & (tokens_K <= context)):
-        say(f"{store.domains[domain]}: {tokens_K[domain]:.0f} tokens are less than a row of {context + 1}, left out")
+        say(
+            f"{store.domains[domain]}: {tokens_K[domain]:.0f} tokens are less than a row of {context + 1}, left out"
+        )
     tokens_K[tokens_K <= context] = 0
     return tuple(float(weight) for weight in tokens_K / tokens_K.sum())

@@ -57,9 +57,7 @@ def make_train_step(
     """
     transform = make_optimizer(settings, steps)
 
-    def nll_sum(
-        params: nnx.State, tokens_BS: jax.Array, domain_B: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def nll_sum(params: nnx.State, tokens_BS: jax.Array, domain_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         nll_BT = next_token_nll(nnx.merge(graphdef, params), tokens_BS)
         nll_B = nll_BT.sum(axis=1)
         of_domain_BK = (domain_B[:, None] == jnp.arange(n_domains)).astype(jnp.float32)

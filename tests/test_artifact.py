@@ -1,0 +1,65 @@
+"""Artifacts are whole or not there, skipped when current, and say why they are made again."""
+
+import pytest
+
+from jaxprune import artifact
+
+
+def _make(log, text="x", fail=False):
+    def make(folder):
+        log.append(sorted(path.name for path in folder.iterdir()))
+        (folder / "part").write_text(text)
+        if fail:
+            raise KeyboardInterrupt
+        return {"n": 1}
+
+    return make
+
+
+def test_a_current_artifact_is_skipped(tmp_path):
+    log = []
+    for _ in range(2):
+        manifest = artifact.build(tmp_path / "a", "a", {"x": 1}, {"in": "f"}, _make(log))
+    assert len(log) == 1
+    assert manifest.counts == {"n": 1}
+    assert artifact.read_manifest(tmp_path / "a") == manifest
+
+
+def test_a_changed_input_is_named_and_the_artifact_made_again(tmp_path, capsys):
+    log = []
+    artifact.build(tmp_path / "a", "a", {"x": {"y": 1}}, {"in": "f"}, _make(log, "old"))
+    artifact.build(tmp_path / "a", "a", {"x": {"y": 2}}, {"in": "f"}, _make(log, "new"))
+    assert "made again, because settings.x.y: 1 -> 2" in capsys.readouterr().err
+    assert (tmp_path / "a" / "part").read_text() == "new"
+    assert log[1] == ["started.json"]  # nothing of the old one is seen by the new
+
+
+def test_an_interrupted_build_is_handed_back_and_a_foreign_one_is_not(tmp_path):
+    log = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log, fail=True))
+        assert not (tmp_path / "a").exists()
+    assert log[1] == ["part", "started.json"]
+    artifact.build(tmp_path / "a", "a", {"x": 2}, {}, _make(log))
+    assert log[2] == ["started.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_kill_between_manifest_and_rename_is_finished(tmp_path, monkeypatch):
+    log = []
+    artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log, "old"))
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_finish_rename", lambda folder, partial: None)
+        artifact.build(tmp_path / "a", "a", {"x": 2}, {}, _make(log, "new"))
+    assert (tmp_path / "a" / "part").read_text() == "old"
+    artifact.build(tmp_path / "a", "a", {"x": 2}, {}, _make(log, "never"))
+    assert (tmp_path / "a" / "part").read_text() == "new"
+    assert len(log) == 2
+
+
+def test_neutral_settings_do_not_change_the_identity():
+    from jaxprune.config import Run, identity
+
+    assert identity(Run(log_every=7, microbatches=2)) == identity(Run())
+    assert identity(Run(tokens=7)) != identity(Run())
