@@ -86,6 +86,11 @@ def test_muon_orthogonalises_every_matrix_of_the_stacked_blocks(params):
         if "weight_LIO" in name:
             matrices += 1
             for u, g in zip(np.asarray(update), np.asarray(_named(grads)[name]), strict=True):
-                values = np.linalg.svd(u, compute_uv=False)
-                assert values.max() / values.min() < 3 < np.linalg.cond(g), name
+                # Newton-Schulz brings all but nearly zero singular values close to one another.
+                assert _spread(u) < 2 < _spread(g), name
     assert matrices >= 4
+
+
+def _spread(matrix):
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return values[0] / np.quantile(values, 0.1)

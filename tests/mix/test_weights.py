@@ -1,0 +1,142 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxprune.artifact import Manifest, Workdir, write_json
+from jaxprune.config import Config, Mix, Model, Run
+from jaxprune.mix import weights
+
+TOKENS = {"books": 6000, "code": 3000, "web": 1000}
+ROWS = {"books": 60, "code": 30, "web": 10}
+
+
+@pytest.mark.parametrize(
+    ("mix", "expected"),
+    [
+        (Mix(method="natural"), (0.6, 0.3, 0.1)),
+        (Mix(method="uniform"), (1 / 3, 1 / 3, 1 / 3)),
+        (Mix(method="temperature", temperature=1), (0.6, 0.3, 0.1)),
+        (Mix(method="temperature", temperature=math.inf), (1 / 3, 1 / 3, 1 / 3)),
+        (Mix(method="temperature", temperature=2), np.sqrt([6, 3, 1]) / np.sqrt([6, 3, 1]).sum()),
+        (Mix(method="fixed", weights={"web": 2, "books": 0, "code": 6}), (0, 0.75, 0.25)),
+    ],
+)
+def test_proportions(mix, expected):
+    found = weights.proportions(mix, TOKENS)
+    assert list(found) == list(TOKENS)
+    assert list(found.values()) == pytest.approx(list(expected))
+    assert sum(found.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_domain_of_which_nothing_is_kept_has_weight_zero():
+    for method in ("natural", "uniform", "temperature"):
+        found = weights.proportions(Mix(method=method), TOKENS | {"code": 0})
+        assert found["code"] == 0 and sum(found.values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"no document is kept.*select.rate"):
+        weights.proportions(Mix(), dict.fromkeys(TOKENS, 0))
+
+
+def test_fixed_weights_name_every_domain_and_no_other():
+    with pytest.raises(ValueError, match="did you mean books"):
+        weights.proportions(Mix(method="fixed", weights={"boks": 1, "code": 1, "web": 1}), TOKENS)
+    with pytest.raises(ValueError, match="no weight for code, web"):
+        weights.proportions(Mix(method="fixed", weights={"books": 1}), TOKENS)
+
+
+def test_less_than_a_row_is_left_out_and_an_error_where_the_weight_was_asked_for(capsys):
+    wanted = {"books": 0.5, "code": 0.3, "web": 0.2}
+    rows = ROWS | {"web": 0}
+    assert weights.drawable(wanted, rows, "none-0", strict=False) == pytest.approx(
+        {"books": 0.625, "code": 0.375, "web": 0.0}
+    )
+    assert "web keeps less than one row" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="draws from web"):
+        weights.drawable(wanted, rows, "none-0", strict=True)
+    assert weights.drawable({"books": 1.0, "code": 0.0, "web": 0.0}, rows, "none-0", strict=True)
+    with pytest.raises(ValueError, match="no domain keeps as much as one row"):
+        weights.drawable(wanted, dict.fromkeys(ROWS, 0), "none-0", strict=False)
+
+
+def test_epochs_warn_above_four_and_refuse_above_the_limit(capsys):
+    weights.check_epochs({"books": 3.9, "code": 5.0}, None, "none-0")
+    message = capsys.readouterr().err
+    assert "code is repeated 5.0 times" in message and "books" not in message
+    with pytest.raises(ValueError, match=r"code would be repeated 5.0 times.*mix.max_epochs is 4.5"):
+        weights.check_epochs({"books": 3.9, "code": 5.0}, 4.5, "none-0")
+
+
+def selection(**documents_and_tokens):
+    return {
+        "domains": {
+            domain: {"after": {"documents": documents, "tokens": tokens}}
+            for domain, (documents, tokens) in documents_and_tokens.items()
+        }
+    }
+
+
+def test_rows_count_the_token_that_separates_documents_and_the_one_that_neighbours_share():
+    kept = selection(books=(1, 32), code=(1, 31), web=(4, 60))
+    assert weights.kept_rows(kept, ("books", "code", "web", "zoo"), 32) == {
+        "books": 1,
+        "code": 0,
+        "web": 1,
+        "zoo": 0,
+    }
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """Selections of three domains, one of which `pruned` does not keep."""
+    workdir = Workdir(tmp_path)
+    for folder, stage in ((workdir.prepare, "prepare"), (workdir.select, "select")):
+        folder.mkdir()
+        manifest = Manifest(stage=stage, settings={})
+        write_json(folder / "manifest.json", {"stage": manifest.stage, "settings": manifest.settings})
+    write_json(
+        workdir.select / "summary.json",
+        {
+            "none": selection(books=(8, 6000), code=(8, 3000), web=(8, 1000)),
+            "pruned": selection(books=(8, 1000), code=(0, 0), web=(8, 3000)),
+            "random-0": selection(books=(8, 3000), code=(8, 1500), web=(8, 500)),
+            "random-1": selection(books=(8, 3100), code=(8, 1400), web=(1, 10)),
+        },
+    )
+
+    class Store:
+        domains = ("books", "code", "web")
+
+    monkeypatch.setattr(weights, "TokenStore", lambda folder: Store)
+    return workdir
+
+
+def config_of(**fields):
+    final = Run(model=Model(context=32), batch_rows=4, tokens=12_800)
+    return Config(name="test", final=final, arms=("none", "pruned", "random", "reweighted"), **fields)
+
+
+def test_run_gives_every_final_run_its_weights_and_epochs(workdir):
+    weights.run(config_of(), workdir)
+    runs = json.loads((workdir.mix / "weights.json").read_text())
+    assert set(runs) == {
+        f"{arm}-{seed}" for arm in ("none", "pruned", "random", "reweighted") for seed in (0, 1)
+    }
+    assert runs["none-0"]["weights"] == pytest.approx({"books": 0.6, "code": 0.3, "web": 0.1})
+    assert runs["none-0"]["weights"] == runs["none-1"]["weights"]
+    assert runs["pruned-0"]["weights"] == pytest.approx({"books": 0.25, "code": 0, "web": 0.75})
+    assert runs["reweighted-0"]["weights"] == pytest.approx(runs["pruned-0"]["weights"])
+    assert runs["reweighted-0"]["selection"] == "random-0"
+    assert runs["reweighted-1"]["weights"] == {"books": 1.0, "code": 0.0, "web": 0.0}  # web: under a row
+    for name, run in runs.items():
+        assert run["tokens"] == 12_800
+        drawn = sum(run["weights"][domain] for domain in run["weights"]) * 12_800
+        assert drawn == pytest.approx(12_800), name
+    # 0.25 of 400 rows from (1000 + 8 - 1) // 32 rows.
+    assert runs["pruned-0"]["epochs"] == pytest.approx({"books": 100 / 31, "code": 0, "web": 300 / 93})
+
+
+def test_run_refuses_more_epochs_than_asked_for(workdir):
+    with pytest.raises(ValueError, match=r"mix\.max_epochs is 2"):
+        weights.run(config_of(mix=Mix(max_epochs=2)), workdir)
+    assert not workdir.mix.exists()
