@@ -325,19 +325,24 @@ def test_a_failure_of_the_storage_is_no_defect(tmp_path: Path) -> None:
     """A network that breaks must not look like a file that ends: the rest would be dropped."""
 
     class Broken:
-        closed = False
-
         def read(self, n_bytes: int) -> bytes:
             raise OSError("the network broke")
 
-        def close(self) -> None: ...
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return 0
+
+        def tell(self) -> int:
+            return 1000
+
         def __enter__(self) -> "Broken":
             return self
 
         def __exit__(self, *_: object) -> None: ...
 
-    broken: Any = SimpleNamespace(open_input_stream=lambda path, compression: Broken())
-    for name in ("a.jsonl", "a.jsonl.gz"):
+    broken: Any = SimpleNamespace(
+        open_input_stream=lambda path, compression: Broken(), open_input_file=lambda path: Broken()
+    )
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
         (tmp_path / name).write_bytes(gzip.compress(b"{}"))
         [part] = corpus.parts(settings(tmp_path / name))
         with pytest.raises(OSError, match="the network broke"):
@@ -358,8 +363,11 @@ class Counted:
         self.n_bytes += len(data)
         return data
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
     def __enter__(self) -> "Counted":
         return self

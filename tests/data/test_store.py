@@ -50,7 +50,12 @@ def test_documents_come_back(tmp_path, vocab_size, dtype):
     tokens[3] = np.array([vocab_size - 1] * 3, np.int32)
     write(tmp_path / "s", ids, tokens, n_bytes_N, vocab_size=vocab_size)
     found = TokenStore(tmp_path / "s")
-    assert (found.n_documents, found.vocab_size, found.eod_id, found.domains) == (23, vocab_size, EOD, DOMAINS)
+    assert (found.n_documents, found.vocab_size, found.eod_id, found.domains) == (
+        23,
+        vocab_size,
+        EOD,
+        DOMAINS,
+    )
     assert found.tokens.dtype == dtype
     assert len(found.offsets_N1) == 24
     for number in range(23):

@@ -53,7 +53,9 @@ def test_trained_model_gives_back_every_text(trained):
 
 def test_trained_model_gives_back_every_character(trained):
     encoder = tokenizer.load(trained)
-    texts = [f"a{chr(i)} " for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) not in ("Cs", "Cn")]
+    texts = [
+        f"a{chr(i)} " for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) not in ("Cs", "Cn")
+    ]
     texts = texts[::37] + texts[:300]
     assert [encoder.decode(tokens) for tokens in encoder.encode(texts)] == texts
 
@@ -187,7 +189,11 @@ def broken(tmp_path, name, content):
         (lambda folder: broken(folder, "t.model", "x"), {}, "not a SentencePiece model"),
         (lambda folder: broken(folder, "t.json", "{}"), {}, "not a Hugging Face tokenizer.json"),
         (lambda folder: train_existing(folder / "t.model", eos_id=-1), {}, "set tokenizer.eod_token"),
-        (lambda folder: train_existing(folder / "t.model"), {"eod_token": "<none>"}, "<none>.*set tokenizer.eod_token"),
+        (
+            lambda folder: train_existing(folder / "t.model"),
+            {"eod_token": "<none>"},
+            "<none>.*set tokenizer.eod_token",
+        ),
     ],
 )
 def test_unusable_tokenizer_is_one_helpful_error(tmp_path, make, settings, message):

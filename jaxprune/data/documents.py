@@ -1,0 +1,135 @@
+"""Documents as Parquet shards, one for each part of the corpus, written and read in bounded memory.
+
+Row groups are bounded in bytes and in documents, and are what later steps hold at once. The counts of a
+shard are in its own metadata, so that a shard that stands under its name says all there is to know of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxprune import config
+from jaxprune.data import corpus
+from jaxprune.progress import Meter
+
+COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "text", "source")])
+REMOVED_COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "source", "reason")])
+_GROUP_BYTES = 8_000_000  # of text
+_GROUP_ROWS = 16_384
+_COUNTS = b"jaxprune"  # key of the counts in a shard's metadata
+
+
+def write(
+    part: corpus.Part,
+    settings: config.Corpus,
+    path: Path,
+    removed_path: Path,
+    bytes_before: Counter[str],
+    bar: Meter,
+) -> None:
+    """Writes the documents of a part to `path`, and before that its defects to `removed_path`.
+
+    A domain is full when its documents have reached `settings.max_domain_bytes`; what comes after is left
+    out and counted; a part that is all of one domain is left unread from there.
+
+    Args:
+      part: what to read.
+      settings: of the corpus.
+      path, removed_path: Parquet files, which appear when they are whole.
+      bytes_before: bytes of each domain in the parts before this one.
+      bar: is told the part's size on disk.
+    """
+    documents = _Shard(path, COLUMNS)
+    removed = _Shard(removed_path, REMOVED_COLUMNS)
+    counts = {name: Counter() for name in ("documents", "bytes", "over_cap", "unread")}
+    cap = settings.max_domain_bytes
+    for item in corpus.read(part, settings):
+        if isinstance(item, corpus.Defect):
+            removed.add((item.id, item.domain, item.source, item.reason), 0)
+            continue
+        if cap is not None and bytes_before[item.domain] + counts["bytes"][item.domain] >= cap:
+            if part.domain:
+                counts["unread"][part.domain] = 1
+                break
+            counts["over_cap"][item.domain] += 1
+            continue
+        n_bytes = len(item.text.encode())
+        counts["documents"][item.domain] += 1
+        counts["bytes"][item.domain] += n_bytes
+        if documents.add((item.id, item.domain, item.text, item.source), n_bytes):
+            bar.add(0, f"{part.name}: {counts['documents'].total():,} documents")
+    removed.close({})
+    documents.close(counts)
+    bar.add(part.n_bytes / 1e6, f"{part.name}: {counts['documents'].total():,} documents")
+
+
+def counts(path: Path) -> dict[str, Counter[str]]:
+    """Of a shard, by domain: documents and bytes of text in it, documents over_cap that were left out,
+    and 1 for a part that was left unread from where its domain was full."""
+    metadata = pq.read_metadata(path).metadata
+    assert metadata is not None, path
+    return {name: Counter(count) for name, count in json.loads(metadata[_COUNTS]).items()}
+
+
+def groups(
+    shards: Sequence[Path], columns: Sequence[str], kept_M: np.ndarray, start: int = 0
+) -> Iterator[pa.Table]:
+    """Columns of the documents that are kept, in corpus order, one row group at a time.
+
+    Args:
+      shards: what `write` wrote, in order.
+      columns: to read.
+      kept_M: bool [M], for each of all their documents.
+      start: row groups to pass over.
+
+    Yields:
+      The kept rows of every row group, of which there may be none.
+    """
+    begin = group = 0
+    for shard in shards:
+        with pq.ParquetFile(shard) as file:
+            for number in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(number).num_rows
+                if group >= start:
+                    yield file.read_row_group(number, list(columns)).filter(pa.array(kept_M[begin:end]))
+                begin, group = end, group + 1
+
+
+class _Shard:
+    """A Parquet file in the making, under a temporary name until it is whole."""
+
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._path, self._columns = path, columns
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._writer = pq.ParquetWriter(self._temporary, columns, compression="zstd", use_dictionary=False)
+        self._rows: list[tuple[str, ...]] = []
+        self._bytes = 0
+
+    def add(self, row: tuple[str, ...], n_bytes: int) -> bool:
+        """Whether this completed a row group."""
+        self._rows.append(row)
+        self._bytes += n_bytes
+        complete = self._bytes >= _GROUP_BYTES or len(self._rows) == _GROUP_ROWS
+        if complete:
+            self._flush()
+        return complete
+
+    def close(self, counts: dict[str, Any]) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.add_key_value_metadata({_COUNTS.decode(): json.dumps(counts, sort_keys=True)})
+        self._writer.close()
+        self._temporary.replace(self._path)
+
+    def _flush(self) -> None:
+        columns = [pa.array(column, pa.string()) for column in zip(*self._rows, strict=True)]
+        self._writer.write_table(pa.table(columns, schema=self._columns))
+        self._rows, self._bytes = [], 0
