@@ -1,0 +1,152 @@
+"""The stage `mix`: in what proportions each final run draws from the domains, and how often they repeat.
+
+A row is what a run draws: `context` + 1 tokens of a domain's kept documents, each with its
+end-of-document token, laid end to end (neighbours share one token). An epoch draws each row once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.config import Config, Mix, identity
+from jaxprune.data.store import TokenStore
+from jaxprune.progress import say
+from jaxprune.prune.select import selection_of
+
+_MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+
+
+def run(config: Config, workdir: Workdir) -> Manifest:
+    """Decides the weights of every final run, unless they are decided already.
+
+    Raises:
+      ArtifactMissing: there is no selection yet.
+      ValueError: as `proportions`, `drawable` and `check_epochs`.
+    """
+    prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
+    selected = require(workdir.select, "jaxprune select CONFIG")
+    domains = TokenStore(workdir.prepare / "tokens").domains
+    final = config.final
+    training_rows = final.steps * final.batch_rows
+
+    def make(folder: Path) -> dict[str, Any]:
+        summary = json.loads((workdir.select / "summary.json").read_text())
+        runs = {}
+        for name, (arm, seed) in config.final_runs.items():
+            selection = selection_of(arm, seed)
+            mixture = "pruned" if arm == "reweighted" else selection
+            rows = kept_rows(summary[selection], domains, final.model.context)
+            wanted = proportions(config.mix, kept_tokens(summary[mixture], domains))
+            weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
+            epochs = {
+                domain: weight * training_rows / max(rows[domain], 1) for domain, weight in weights.items()
+            }
+            check_epochs(epochs, config.mix.max_epochs, name)
+            runs[name] = {
+                "selection": selection,
+                "method": config.mix.method + (" of pruned" if arm == "reweighted" else ""),
+                "weights": weights,
+                "epochs": epochs,
+                "tokens": training_rows * final.model.context,
+            }
+        write_json(folder / "weights.json", runs)
+        return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
+
+    settings = {
+        "mix": identity(config.mix),
+        "runs": list(config.final_runs),
+        "rows": training_rows,
+        "context": final.model.context,
+    }
+    inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
+    return build(workdir.mix, "mix", settings, inputs, make)
+
+
+def kept_tokens(selection: Mapping[str, Any], domains: tuple[str, ...]) -> dict[str, int]:
+    """Kept tokens of text by domain, from a selection's summary; 0 for a domain that has none."""
+    kept = {domain: sizes["after"]["tokens"] for domain, sizes in selection["domains"].items()}
+    return {domain: kept.get(domain, 0) for domain in domains}
+
+
+def kept_rows(selection: Mapping[str, Any], domains: tuple[str, ...], context: int) -> dict[str, int]:
+    """Rows by domain that one epoch of the kept documents draws."""
+    kept = {domain: sizes["after"] for domain, sizes in selection["domains"].items()}
+    stored = {domain: sizes["tokens"] + sizes["documents"] for domain, sizes in kept.items()}
+    return {domain: max(stored.get(domain, 0) - 1, 0) // context for domain in domains}
+
+
+def proportions(mix: Mix, tokens: Mapping[str, int]) -> dict[str, float]:
+    """Weights that add up to 1, from the kept tokens of each domain.
+
+    Raises:
+      ValueError: fixed weights that miss a domain or name one that the corpus does not have; or no
+        tokens at all.
+    """
+    if sum(tokens.values()) == 0:
+        raise ValueError("no document is kept: raise select.rate, or lower select.min_tokens")
+    if mix.method == "fixed":
+        for name in mix.weights:
+            if name not in tokens:
+                near = difflib.get_close_matches(name, tokens, n=1)
+                raise ValueError(
+                    f"mix.weights names {name}, which is no domain of the corpus: "
+                    + (f"did you mean {near[0]}?" if near else f"its domains are {', '.join(tokens)}")
+                )
+        missing = [name for name in tokens if name not in mix.weights]
+        if missing:
+            raise ValueError(
+                f"mix.weights has no weight for {', '.join(missing)}: give one; 0 leaves a domain out"
+            )
+        wanted = {name: mix.weights[name] for name in tokens}
+    else:
+        most = max(tokens.values())
+        power = {"natural": 1.0, "uniform": 0.0, "temperature": 1 / mix.temperature}[mix.method]
+        wanted = {name: (count / most) ** power if count else 0.0 for name, count in tokens.items()}
+    return {name: weight / sum(wanted.values()) for name, weight in wanted.items()}
+
+
+def drawable(
+    weights: Mapping[str, float], rows: Mapping[str, int], title: str, strict: bool
+) -> dict[str, float]:
+    """The weights without the domains that have less than one row, which cannot be drawn from.
+
+    Raises:
+      ValueError: `strict`, and such a domain has a weight; or none is left.
+    """
+    short = [name for name, weight in weights.items() if weight > 0 and rows[name] == 0]
+    if short and strict:
+        raise ValueError(
+            f"{title}: mix.weights draws from {', '.join(short)}, where less than one row is kept: "
+            "set the weight to 0, keep more documents, or shorten final.model.context"
+        )
+    left = {name: 0.0 if name in short else weight for name, weight in weights.items()}
+    if sum(left.values()) == 0:
+        raise ValueError(
+            f"{title}: no domain keeps as much as one row: keep more documents, or shorten final.model.context"
+        )
+    for name in short:
+        say(f"{title}: {name} keeps less than one row and is left out (its weight was {weights[name]:.2g})")
+    return {name: weight / sum(left.values()) for name, weight in left.items()}
+
+
+def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: str) -> None:
+    """Says which domains repeat often.
+
+    Raises:
+      ValueError: one repeats more often than `max_epochs`.
+    """
+    for name, times in epochs.items():
+        if max_epochs is not None and times > max_epochs:
+            raise ValueError(
+                f"{title}: {name} would be repeated {times:.1f} times, and mix.max_epochs is {max_epochs:g}: "
+                "lower its weight, keep more of it, or lower final.tokens"
+            )
+        if times > _MANY_EPOCHS:
+            say(
+                f"{title}: {name} is repeated {times:.1f} times; above {_MANY_EPOCHS} a repeat teaches little"
+            )

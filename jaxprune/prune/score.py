@@ -1,0 +1,204 @@
+"""The stage `score`: the NLL of every document that may be pruned, under the reference model.
+
+A document's score does not depend on which others are scored with it, in what order, or in which
+shard: for one mesh and one `batch_tokens` it is bitwise the same. Shards are files of their own, so
+that a killed run goes on behind the last one that is whole.
+
+Legend: N documents, W windows, B rows of a batch, S tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.config import Config, identity
+from jaxprune.data.store import TRAIN, TokenStore
+from jaxprune.model.sharding import BATCH, ROWS, make_mesh
+from jaxprune.progress import Meter, meter, say
+from jaxprune.prune.windows import batches, cut
+from jaxprune.train.checkpoint import load_params
+from jaxprune.train.step import make_score_step
+
+
+class Scorer:
+    """A model that scores documents; their rows are shared by all devices of the mesh."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: nnx.State,
+        mesh: jax.sharding.Mesh,
+        *,
+        context: int,
+        batch_tokens: int,
+    ) -> None:
+        """`context` is the most targets of a window, `batch_tokens` the size of a batch, padding included."""
+        self.params, self.mesh = params, mesh
+        self.context, self.batch_tokens = context, batch_tokens
+        self._step = make_score_step(graphdef)
+
+    @classmethod
+    def load(cls, run: Path, config: Config) -> Scorer:
+        """The final parameters of a finished training run, on the mesh of `config`."""
+        mesh = make_mesh(config.mesh)
+        graphdef, params, model, _ = load_params(run, mesh)
+        return cls(graphdef, params, mesh, context=model.context, batch_tokens=config.score.batch_tokens)
+
+    def __call__(self, store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
+        """Scores the documents `numbers` (int64, [N]) of a store.
+
+        Returns:
+          A row a document, in the order of `numbers`: number, id, domain, n_tokens, n_bytes, nll_windows
+          (nats, of each window of at most `context` tokens) and nll_sum (their sum in float64).
+
+        Raises:
+          ValueError: the model's NLL of a document is not finite.
+        """
+        windows = cut(store.offsets_N1, numbers, self.context)
+        nll_W = np.empty(len(windows.length_W), np.float64)
+        sharding = NamedSharding(self.mesh, BATCH)
+        parts = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
+        pending: tuple[np.ndarray, jax.Array, int] | None = None
+
+        def fetch() -> None:
+            if pending is not None:
+                window_W, nll_B, n_tokens = pending
+                nll_W[window_W] = np.asarray(nll_B)[: len(window_W)]
+                progress.add(n_tokens)
+
+        with jax.set_mesh(self.mesh):
+            for batch in batches(
+                store.tokens, windows, context=self.context, batch_tokens=self.batch_tokens, parts=parts
+            ):
+                # With several processes each would put and fetch its own part of the rows here.
+                tokens_BS, length_B = jax.device_put((batch.tokens_BS, batch.length_B), sharding)
+                nll_B = self._step(self.params, tokens_BS, length_B)
+                fetch()  # of the batch before, while the devices work on this one
+                pending = batch.window_W, nll_B, int(batch.length_B.sum())
+        fetch()
+        return _table(store, numbers, windows.document_W, nll_W)
+
+
+def run(config: Config, workdir: Workdir) -> Manifest:
+    """Scores the documents of the train split, unless they are scored already.
+
+    Raises:
+      ArtifactMissing: the corpus is not prepared or the reference not trained yet.
+      ValueError: as `Scorer`.
+    """
+    prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
+    reference = require(workdir.run("reference"), "jaxprune train CONFIG reference")
+    store = TokenStore(workdir.prepare / "tokens")
+    numbers = store.documents(TRAIN)
+
+    def make(folder: Path) -> dict[str, Any]:
+        score_shards(
+            folder,
+            store,
+            numbers,
+            config.score.shard_documents,
+            lambda: Scorer.load(workdir.run("reference"), config),
+        )
+        n_tokens = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
+        return {"documents": len(numbers), "tokens": int(n_tokens.sum())}
+
+    inputs = {"prepare": prepare.fingerprint, "reference": reference.fingerprint}
+    manifest = build(workdir.score, "score", identity(config.score), inputs, make)
+    make(workdir.score)  # repairs what was damaged since
+    return manifest
+
+
+def score_shards(
+    folder: Path,
+    store: TokenStore,
+    numbers: np.ndarray,
+    shard_documents: int,
+    load: Callable[[], Scorer],
+) -> None:
+    """Fills `folder` with the shards that it misses, or whose checksum does not hold.
+
+    `part-00000.parquet` holds the first `shard_documents` documents, and so on; beside each stands its
+    checksum, in the format of `sha256sum`. `load` is called when there is something to score.
+    """
+    plan = folder / "shards.json"
+    if not plan.is_file():
+        write_json(plan, {"shard_documents": shard_documents})
+    size = json.loads(plan.read_text())["shard_documents"]  # of the call that began
+    shards = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    missing = {}
+    for index, shard in enumerate(shards):
+        path = folder / f"part-{index:05d}.parquet"
+        if path.is_file() and _is_whole(path):
+            continue
+        if path.is_file():
+            say(f"score: {path.name} is damaged and is scored again")
+        missing[path] = shard
+    if not missing:
+        return
+    scorer = load()
+    n_tokens_N = np.diff(store.offsets_N1) - 1
+    total = int(n_tokens_N[numbers].sum())
+    with meter("score", total, "tokens") as progress:
+        progress.skip(total - sum(int(n_tokens_N[shard].sum()) for shard in missing.values()))
+        for path, shard in missing.items():
+            _write(path, scorer(store, shard, progress))
+
+
+def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W: np.ndarray) -> pa.Table:
+    ids = store.ids(numbers)
+    nll_sum_N = np.bincount(document_W, nll_W, len(numbers))
+    wrong = np.flatnonzero(~np.isfinite(nll_sum_N))
+    if len(wrong):
+        raise ValueError(
+            f"the model's NLL of document {ids[wrong[0]]} is {nll_sum_N[wrong[0]]} (and of {len(wrong) - 1} "
+            "others not finite): its training has diverged, lower optimizer.peak_lr and train it again"
+        )
+    edge_N1 = np.searchsorted(document_W, np.arange(len(numbers) + 1))
+    return pa.table(
+        {
+            "number": numbers,
+            "id": pa.array(ids, pa.string()),
+            "domain": pa.array([store.domains[domain] for domain in store.domain_N[numbers]], pa.string()),
+            "n_tokens": store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1,
+            "n_bytes": store.n_bytes_N[numbers],
+            "nll_sum": nll_sum_N,
+            "nll_windows": pa.ListArray.from_arrays(edge_N1.astype(np.int32), nll_W),
+        }
+    )
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """The checksum is there before the file has its name: a file with its name is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    _sidecar(path).write_text(_checksum(temporary, path.name))
+    temporary.replace(path)
+
+
+def _is_whole(path: Path) -> bool:
+    sidecar = _sidecar(path)
+    return sidecar.is_file() and sidecar.read_text() == _checksum(path, path.name)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _checksum(path: Path, name: str) -> str:
+    with path.open("rb") as file:
+        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n"
