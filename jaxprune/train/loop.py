@@ -116,7 +116,11 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         )
         loader = Loader(source, step=start)
         # 4. Metrics, without the lines after the checkpoint.
-        metrics = Metrics(folder, start, plan.backends if jax.process_index() == 0 else ())
+        metrics = Metrics(
+            folder,
+            -1 if restored is None else start,
+            plan.backends if jax.process_index() == 0 else (),
+        )
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
@@ -132,7 +136,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
 
             def save(step: int) -> None:
                 position = {
-                    "stages": [dataclasses.asdict(stage) for stage in source.stages],
+                    "stages": [dataclasses.asdict(stage) for stage in loader.source.schedule.stages],
                     "window": window.state(),
                     "clock": dataclasses.asdict(clock),
                 }

@@ -17,7 +17,7 @@ class Metrics:
     """Appends metrics to `folder/metrics.jsonl` and, with `tensorboard`, to `folder/tensorboard`."""
 
     def __init__(self, folder: Path, step: int, backends: Sequence[str] = ()) -> None:
-        """Opens the metrics of a run that continues after `step` optimizer steps."""
+        """Opens the metrics of a run that continues after step `step`; -1: that starts afresh."""
         path = folder / "metrics.jsonl"
         kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
         temporary = path.with_suffix(".tmp")

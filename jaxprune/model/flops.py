@@ -1,0 +1,37 @@
+"""Sizes and costs of a model: what is counted, and how."""
+
+from __future__ import annotations
+
+from jaxprune.config import Model
+from jaxprune.model.transformer import padded_vocab
+
+
+def n_params(model: Model, vocab_size: int) -> int:
+    """Parameters of the model, the rows that pad the vocabulary to a multiple of 128 included."""
+    D, F, L = model.d_model, model.mlp_width, model.n_layers
+    kv = model.kv_heads * (D // model.n_heads)
+    inward = (D, kv, kv) + (F,) * (2 if model.mlp == "swiglu" else 1)
+    block = D * sum(inward) + (D + F) * D
+    norm = D * (2 if model.norm == "layer" and model.bias else 1)
+    biases = sum(inward) + 2 * D if model.bias else 0
+    return _lookups(model, vocab_size) + _unembedding(model, vocab_size) + L * (block + biases + 2 * norm) + norm
+
+
+def train_flops_per_token(model: Model, vocab_size: int, context: int) -> float:
+    """FLOPs of the forward and backward pass for a token in rows of `context`: 6 N + 12 L D T.
+
+    N counts every parameter that is multiplied: all but the tables that are only looked up (positions,
+    and the embedding where it is not also the output projection). Attention is counted whole, not
+    halved for causality, and recomputation is not counted (PaLM, appendix B).
+    """
+    multiplied = n_params(model, vocab_size) - _lookups(model, vocab_size)
+    return 6.0 * multiplied + 12.0 * model.n_layers * model.d_model * context
+
+
+def _lookups(model: Model, vocab_size: int) -> int:
+    rows = 0 if model.tie_embeddings else padded_vocab(vocab_size)
+    return model.d_model * (rows + (model.context if model.position == "learned" else 0))
+
+
+def _unembedding(model: Model, vocab_size: int) -> int:
+    return model.d_model * padded_vocab(vocab_size)

@@ -1,0 +1,227 @@
+"""A decoder-only transformer: modules, initial parameters, their layout.
+
+Two families share it: the pruning paper's MPT (learned positions, LayerNorm, GELU, biases, tied
+embeddings; Ankner et al., section 3.1) and a modern one (RoPE, RMSNorm, SwiGLU, grouped queries).
+Parameters of the blocks are stacked over layers, and the blocks run in a scan over them. Matrices are
+named `weight_` or `table_`, vectors `scale_` or `bias_`.
+
+B rows, T positions, D model width, V vocabulary (padded), L layers, H query heads, G key and value
+heads, C width of a head, F MLP width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, reshard
+
+from jaxprune import config
+from jaxprune.model import attention, sharding
+from jaxprune.model.linear import Linear
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """Rows of the embedding: the next multiple of 128, so that it divides and tiles on any mesh."""
+    return -(-vocab_size // 128) * 128
+
+
+def create(
+    model: config.Model, vocab_size: int, seed: int, mesh: jax.sharding.Mesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The model's definition and its initial parameters, float32, laid out on the mesh.
+
+    Every device makes its own part, and the values are bitwise the same on every mesh.
+
+    Raises:
+      ValueError: the model does not divide over the mesh, or has no such attention kernel there.
+    """
+    graphdef, _ = abstract(model, vocab_size, mesh)
+    with jax.set_mesh(mesh):
+        make = jax.jit(lambda: nnx.as_pure(nnx.state(Transformer(model, vocab_size, nnx.Rngs(seed)))))
+        return graphdef, make()
+
+
+def abstract(
+    model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """As `create`, with a `jax.ShapeDtypeStruct` and its sharding for each parameter."""
+    sharding.check_divides(model, mesh)
+    kernel = attention.choose(model, mesh.devices.flat[0].platform)
+    resolved = dataclasses.replace(model, attention=kernel)
+    with jax.set_mesh(mesh):
+        graphdef, params = jax.eval_shape(
+            lambda: nnx.split(Transformer(resolved, vocab_size, nnx.Rngs(0)))
+        )
+    return graphdef, jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)),
+        nnx.as_pure(params),
+    )
+
+
+class Transformer(nnx.Module):
+    """Tokens to hidden states; `product(hidden, unembedding())` are the logits."""
+
+    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+        rows = padded_vocab(vocab_size)
+        self.model, self.vocab_size = model, vocab_size
+        self.table_VD = _table(rngs, (rows, model.d_model), sharding.EMB_VD, model.init_std)
+        self.position_TD = (
+            _table(rngs, (model.context, model.d_model), sharding.POS_TD, model.init_std)
+            if model.position == "learned"
+            else None
+        )
+        self.blocks = Block(model, rngs)
+        self.norm = Norm(model, ())
+        self.weight_DV = (
+            None
+            if model.tie_embeddings
+            else _table(rngs, (model.d_model, rows), sharding.HEAD_DV, model.init_std)
+        )
+
+    def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+        """Hidden states after the last norm, [B, T, D] in the model's compute type."""
+        x_BTD = self.embed(tokens_BT)
+        graphdef, params = nnx.split(self.blocks)
+
+        def layer(x_BTD: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, params)(x_BTD), None
+
+        x_BTD, _ = jax.lax.scan(
+            _rematerialised(layer, self.model.remat), x_BTD, params, unroll=self.model.unroll
+        )
+        return self.norm(x_BTD)
+
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """The sum of the tables' rows, [B, T, D].
+
+        Each device looks up its part of the width for the rows of all fsdp parts, which then change
+        places: what travels is the size of activations, and neither the tables nor their gradients move.
+        """
+        tokens_BT = reshard(tokens_BT, sharding.ROWS_BT)
+        x_BTD = self.table_VD[...].at[tokens_BT].get(out_sharding=sharding.ROWS_BTD)
+        if self.position_TD is not None:
+            x_BTD = x_BTD + self.position_TD[...][: tokens_BT.shape[1]]
+        return reshard(x_BTD.astype(self.model.dtype), sharding.ACT_BTD)
+
+    def unembedding(self) -> jax.Array:
+        """weight_DV of the logits, float32."""
+        return self.table_VD[...].T if self.weight_DV is None else self.weight_DV[...]
+
+
+class Block(nnx.Module):
+    """One layer. Its parameters are stacked over layers, and a call sees one layer's."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        self.attention_norm = Norm(model, (model.n_layers,))
+        self.attention = Attention(model, rngs)
+        self.mlp_norm = Norm(model, (model.n_layers,))
+        self.mlp = Mlp(model, rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Attention(nnx.Module):
+    """Causal attention with grouped queries; heads are cut over `tensor`."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        self.model = model
+        D, C = model.d_model, model.d_model // model.n_heads
+        queries, keys = model.n_heads * C, model.kv_heads * C
+        self.query = _inward(model, rngs, D, queries)
+        self.key = _inward(model, rngs, D, keys)
+        self.value = _inward(model, rngs, D, keys)
+        self.output = _outward(model, rngs, queries, D)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        B, T, _ = x_BTD.shape
+        q_BTHC, k_BTGC, v_BTGC = (
+            project(x_BTD).reshape(B, T, heads, -1)
+            for project, heads in (
+                (self.query, self.model.n_heads),
+                (self.key, self.model.kv_heads),
+                (self.value, self.model.kv_heads),
+            )
+        )
+        if self.model.position == "rope":
+            q_BTHC = _rotate(q_BTHC, self.model.rope_theta)
+            k_BTGC = _rotate(k_BTGC, self.model.rope_theta)
+        y_BTHC = attention.attend(q_BTHC, k_BTGC, v_BTGC, self.model.attention)
+        return self.output(y_BTHC.reshape(B, T, -1))
+
+
+class Mlp(nnx.Module):
+    """GELU (exact) or SwiGLU; its width is cut over `tensor`."""
+
+    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+        D, F = model.d_model, model.mlp_width
+        self.gate = _inward(model, rngs, D, F) if model.mlp == "swiglu" else None
+        self.up = _inward(model, rngs, D, F)
+        self.down = _outward(model, rngs, F, D)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        if self.gate is None:
+            return self.down(jax.nn.gelu(self.up(x_BTD), approximate=False))
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over D; statistics in float32."""
+
+    def __init__(self, model: config.Model, stack: tuple[int, ...]):
+        self.center = model.norm == "layer"
+        shape = (*stack, model.d_model)
+        self.scale_D = nnx.Param(jnp.ones(shape))
+        self.bias_D = nnx.Param(jnp.zeros(shape)) if self.center and model.bias else None
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        y_BTD = x_BTD.astype(jnp.float32)
+        if self.center:
+            y_BTD = y_BTD - y_BTD.mean(axis=-1, keepdims=True)
+        y_BTD = y_BTD * jax.lax.rsqrt(jnp.square(y_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+        y_BTD = y_BTD * self.scale_D[...]
+        if self.bias_D is not None:
+            y_BTD = y_BTD + self.bias_D[...]
+        return y_BTD.astype(x_BTD.dtype)
+
+
+def _rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions: channels c and c + C/2 turn together, as in Llama's released code."""
+    _, T, _, C = x_BTHC.shape
+    angle_TC = jnp.arange(T)[:, None] * theta ** (-jnp.arange(0, C, 2) / C)
+    cos_TC, sin_TC = (f(angle_TC)[:, None, :] for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
+    y_BTHC = jnp.concatenate((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), axis=-1)
+    return y_BTHC.astype(x_BTHC.dtype)
+
+
+def _table(rngs: nnx.Rngs, shape: tuple[int, int], spec: jax.P, std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, out_sharding=spec))
+
+
+def _inward(model: config.Model, rngs: nnx.Rngs, width_in: int, width_out: int) -> Linear:
+    """A projection from the residual stream."""
+    shape = (model.n_layers, width_in, width_out)
+    return Linear(rngs.params(), shape, sharding.IN_LDF, std=model.init_std, bias=model.bias)
+
+
+def _outward(model: config.Model, rngs: nnx.Rngs, width_in: int, width_out: int) -> Linear:
+    """A projection into the residual stream, which 2 L of them add up in."""
+    shape = (model.n_layers, width_in, width_out)
+    std = model.init_std / (2 * model.n_layers) ** 0.5
+    return Linear(rngs.params(), shape, sharding.OUT_LFD, std=std, bias=model.bias)
+
+
+def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """`layer` that keeps for its backward pass: everything (none), products of weights (dots), its input (full)."""
+    if remat == "none":
+        return layer
+    keep = jax.checkpoint_policies.save_only_these_names("product")
+    return jax.checkpoint(layer, policy=keep if remat == "dots" else None)

@@ -1,0 +1,81 @@
+"""The stage `report`: one page that a person reads, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.config import Config, identity
+from jaxprune.progress import say
+from jaxprune.report import charts, numbers
+from jaxprune.report.figures import collect
+from jaxprune.report.headline import ARMS, headline, verdict
+
+
+def run(config: Config, workdir: Workdir) -> Manifest:
+    """Writes `index.html` and `report.json` from the artifacts of all stages.
+
+    Raises:
+      ArtifactMissing: a stage has not run.
+    """
+    manifests = {
+        "prepare": require(workdir.prepare, "jaxprune prepare CONFIG"),
+        "train reference": require(workdir.run("reference"), "jaxprune train CONFIG"),
+        "score": require(workdir.score, "jaxprune score CONFIG"),
+        "select": require(workdir.select, "jaxprune select CONFIG"),
+        "mix": require(workdir.mix, "jaxprune mix CONFIG"),
+    }
+    for name in config.final_runs:
+        manifests[f"train {name}"] = require(workdir.run(name), "jaxprune train CONFIG")
+    for name in config.final_runs:
+        manifests[f"evaluate {name}"] = require(workdir.evaluate(name), "jaxprune evaluate CONFIG")
+
+    def make(folder: Path) -> dict[str, Any]:
+        figures = collect(config, workdir, manifests)
+        figures = {"headline": headline(figures), **figures}
+        write_json(folder / "report.json", figures)
+        page = render(figures)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+        return {"bytes": len(page.encode())}
+
+    inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
+    manifest = build(workdir.report, "report", {"config": identity(config)}, inputs, make)
+    say(f"report: {workdir.report / 'index.html'}")
+    return manifest
+
+
+def render(figures: dict[str, Any]) -> str:
+    """The page, which needs nothing but itself, from the figures and nothing else."""
+    environment = Environment(
+        loader=PackageLoader("jaxprune.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("short", "count", "percent", "perplexity", "decimals", "signed", "duration", "scientific"):
+        environment.filters[name] = getattr(numbers, name)
+    deepest = {
+        measure: max((abs(change["value"]) for change in _changes(figures, measure)), default=0.0)
+        for measure in ("bits_per_byte", "nll", "perplexity")
+    }
+    environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
+    return environment.get_template("template.html").render(
+        figures=figures,
+        arm_names=ARMS,
+        verdict=verdict,
+        charts=charts,
+        widths=(charts.WIDE, charts.NARROW),
+        depth=lambda measure, value: round(abs(value) / max(deepest[measure], 1e-12), 3),
+        domain_variable=lambda domain: charts.domain_variable(figures["domains"], domain),
+    )
+
+
+def _changes(figures: dict[str, Any], measure: str) -> list[dict[str, Any]]:
+    """All differences to no pruning in one measure."""
+    cells = [cell[measure]["to_none"] for of_arm in figures["results"].values() for cell in of_arm.values()]
+    return [cell for cell in cells if cell is not None]
