@@ -65,22 +65,22 @@ def read(part: Part, corpus: config.Corpus) -> Iterator[Document | Defect]:
     first: Mapping[str, Any] = {}
     for record in _READERS[part.format](part, corpus):
         n_records += 1
-        identity, domain = record.label, part.domain
+        fields, identity, domain = record.fields, record.label, part.domain
         try:
-            if isinstance(record.fields, _Flaw):
-                raise record.fields
-            first = first or record.fields
-            domain = domain or _string(record.fields, corpus.domain_field, "domain")
+            if isinstance(fields, _Flaw):
+                raise fields
+            first = first or fields
+            domain = domain or _string(fields, corpus.domain_field, "domain")
             if corpus.id_field:
-                identity = _string(record.fields, corpus.id_field, "id")
-            text = _string(record.fields, corpus.text_field, "text")
+                identity = _string(fields, corpus.id_field, "id")
+            text = _string(fields, corpus.text_field, "text")
         except _Flaw as flaw:
             if corpus.on_defect == "error":
-                detail = _lacking(first, part, corpus) if isinstance(flaw, _Missing) else flaw.detail
-                message = (
-                    f"{record.source}: {flaw.reason}: {detail}; corpus.on_defect=drop skips such records"
-                )
-                raise ValueError(message) from None
+                detail = flaw.detail
+                if isinstance(flaw, _Missing) and isinstance(fields, Mapping):
+                    detail = _lacking(fields, part, corpus)
+                advice = "corpus.on_defect=drop leaves such records out"
+                raise ValueError(f"{record.source}: {flaw.reason}: {detail}; {advice}") from None
             n_lacking += isinstance(flaw, _Missing)
             yield Defect(id=identity, domain=domain, source=record.source, reason=flaw.reason)
         else:
@@ -262,7 +262,7 @@ def _read_parquet(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
         storage = _Storage(raw)
         try:
             # One buffered column chunk at a time: row groups may be larger than memory.
-            table = pq.ParquetFile(pa.PythonFile(storage, mode="r"), pre_buffer=True)
+            table = pq.ParquetFile(pa.PythonFile(storage, mode="r"), pre_buffer=False, buffer_size=_BLOCK)
             names = table.schema_arrow.names
             _require(names, part, corpus)
             wanted = {corpus.text_field, corpus.id_field, corpus.domain_field}.intersection(names)
@@ -295,9 +295,7 @@ def _read_text(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
         except _Flaw as flaw:
             fields = flaw
         if not part.domain:
-            fields = _Flaw(
-                "missing domain", "the file is in none of the source's folders, which name domains"
-            )
+            fields = _Flaw("missing domain", "the file is in none of the folders, which name the domains")
         yield _Record(file.name, file.shown, fields)
 
 

@@ -178,9 +178,7 @@ def _tfds_parts(domain: str, name: str, corpus: config.Corpus) -> list[Part]:
         prepared = os.listdir(corpus.data_dir) if os.path.isdir(corpus.data_dir or "") else []
         known = {*prepared, *tfds.list_builders(with_community_datasets=False)}
         near = difflib.get_close_matches(dataset, sorted(known), n=3)
-        hint = (
-            f"; did you mean {', '.join(near)}?" if near else ": set corpus.data_dir to where it is prepared"
-        )
+        hint = f"; did you mean {', '.join(near)}?" if near else "; set corpus.data_dir to where it is"
         raise ValueError(f"corpus.sources: `tfds:{name}`: {str(error).splitlines()[0]}{hint}") from error
     if not builder.is_prepared():
         raise ValueError(
@@ -241,8 +239,10 @@ def _file_parts(source: str, domain: str, path: str) -> list[Part]:
             records.append((format, file))
     if records:
         if texts:
-            n_texts = sum(map(len, texts.values()))
-            say(f"{source}: {n_texts} text files beside JSON lines or Parquet are not read as documents")
+            names = [file.shown for files in texts.values() for file in files]
+            say(
+                f"{source}: text beside JSON lines or Parquet is not read ({len(names)} files, as {names[0]})"
+            )
         return [
             Part(name=file.shown, format=format, domain=domain, n_bytes=file.size, filesystem=filesystem, files=(file,))
             for format, file in records

@@ -30,7 +30,7 @@ _VARIABLES = (
     *("arm-none", "arm-random", "arm-pruned", "arm-reweighted", "arm-within_domain"),
     *(f"domain-{number}" for number in range(DOMAIN_COLOURS)),
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 12,
     "axes.spines.top": False,
@@ -94,7 +94,7 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
     wide = width > NARROW
     left, right, row_height = (150, 96, 58) if wide else (8, 8, 66)
     figure, axes = _canvas(
-        width, 44 + row_height * (len(domains) + 0.35), left=left, right=right, top=8, bottom=30
+        width, 54 + row_height * (len(domains) + 0.35), left=left, right=right, top=8, bottom=40
     )
     peak = max(max(entry["density"]) for entry in distribution["domains"].values())
     span = (width - left - right) / 1.0
@@ -116,7 +116,12 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
         for end in ("low", "high"):
             if entry[end] is not None and grid_X[0] < entry[end] < grid_X[-1]:
                 axes.plot(
-                    [entry[end]] * 2, [base, base + 1], color=colour("ink"), lw=1, ls=(0, (2, 2)), zorder=99
+                    [entry[end]] * 2,
+                    [base, base + (1 if wide else 0.72)],
+                    color=colour("ink"),
+                    lw=1,
+                    ls=(0, (2, 2)),
+                    zorder=99,
                 )
         kept = f"{percent(entry['kept'])} kept"
         if wide:
@@ -296,7 +301,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawing, flags=re.S)
-    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)
+    drawing = re.sub(r'(<g\b[^>]*?) id="[^"]*"', r"\1", drawing)  # each figure has the same ones
     drawing = re.sub(r"#a5c3([0-9a-f]{2})", lambda hit: f"var(--{_VARIABLES[int(hit[1], 16)]})", drawing)
     # A hundredth of a pixel is enough; the numbers between tags are text.
     drawing = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), drawing)

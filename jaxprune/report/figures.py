@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxprune.artifact import Manifest, Workdir
@@ -211,16 +210,14 @@ def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[s
             for domain in domains
         }
     repeated = {
-        (arm, domain): entry["epochs"]
-        for arm, by_domain in arms.items()
-        for domain, entry in by_domain.items()
-        if entry["epochs"] > REPEATS_TOO_MUCH
+        arm: {d: entry["epochs"] for d, entry in of_arm.items() if entry["epochs"] > REPEATS_TOO_MUCH}
+        for arm, of_arm in arms.items()
     }
     return {
         "method": config.mix.method,
         "temperature": config.mix.temperature if config.mix.method == "temperature" else None,
         "arms": arms,
-        "repeated": [{"arm": a, "domain": d, "epochs": epochs} for (a, d), epochs in repeated.items()],
+        "repeated": {arm: often for arm, often in repeated.items() if often},
         "runs": runs,
     }
 
@@ -228,7 +225,7 @@ def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[s
 def _data(workdir: Workdir, store: TokenStore) -> dict[str, Any]:
     """Documents, tokens and bytes of each domain and split, and what was dropped before, by reason."""
     removed = pq.read_table(workdir.prepare / "removed.parquet", columns=["reason"])
-    reasons = {row["values"]: row["counts"] for row in pc.value_counts(removed["reason"]).to_pylist()}
+    reasons = {row["values"]: row["counts"] for row in removed["reason"].value_counts().to_pylist()}
     return {
         "splits": list(SPLITS),
         **totals(store.folder, store.domains),

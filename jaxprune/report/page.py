@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,6 @@ def render(figures: dict[str, Any]) -> str:
     )
     for name in ("short", "count", "percent", "perplexity", "decimals", "signed", "duration", "scientific"):
         environment.filters[name] = getattr(numbers, name)
-    deepest = {
-        measure: max((abs(change["value"]) for change in _changes(figures, measure)), default=0.0)
-        for measure in ("bits_per_byte", "nll", "perplexity")
-    }
     environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
     return environment.get_template("template.html").render(
         figures=figures,
@@ -70,12 +67,14 @@ def render(figures: dict[str, Any]) -> str:
         verdict=verdict,
         charts=charts,
         widths=(charts.WIDE, charts.NARROW),
-        depth=lambda measure, value: round(abs(value) / max(deepest[measure], 1e-12), 3),
+        depth=partial(_depth, figures),
         domain_variable=lambda domain: charts.domain_variable(figures["domains"], domain),
     )
 
 
-def _changes(figures: dict[str, Any], measure: str) -> list[dict[str, Any]]:
-    """All differences to no pruning in one measure."""
+def _depth(figures: dict[str, Any], measure: str, change: dict[str, Any]) -> float:
+    """Strength of a cell's colour, from 0 to 1: a quarter where the interval does not exclude zero."""
     cells = [cell[measure]["to_none"] for of_arm in figures["results"].values() for cell in of_arm.values()]
-    return [cell for cell in cells if cell is not None]
+    most = max(abs(cell["value"]) for cell in cells if cell is not None)
+    share = abs(change["value"]) / max(most, 1e-12)
+    return round(share if verdict(change) in ("better", "worse") else share / 4, 3)

@@ -20,6 +20,12 @@ def test_the_dependencies_alone_give_most_domains() -> None:
     assert all(embedded.size(domain) > 300_000 for domain in ALWAYS)
 
 
+def test_an_image_without_the_standard_library_has_these_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_standard_library", lambda: iter(()))
+    monkeypatch.setattr(embedded, "_topics", dict)
+    assert set(embedded._files.__wrapped__()) == ALWAYS
+
+
 @pytest.mark.parametrize("domain", sorted(ALWAYS))
 def test_documents_are_valid_text_of_sensible_length(domain: str) -> None:
     found = sample(domain)

@@ -44,7 +44,7 @@ def test_a_folder_is_read_by_path_without_what_is_hidden() -> None:
 def test_text_beside_records_is_announced(capfd: pytest.CaptureFixture[str]) -> None:
     write("data/b.jsonl", "data/README.md")
     found("data")
-    assert "1 text files" in capfd.readouterr().err
+    assert "(1 files, as data/README.md)" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_the_lowest_hash_of_each_domain_is_held_out(tmp_path):
 
 def test_domain_without_training_documents_is_named(tmp_path):
     ids, domain_N = NAMES[:41], np.array([0] * 40 + [1])
-    with pytest.raises(ValueError, match="'domain 1'.* give it more documents") as raised:
+    with pytest.raises(ValueError, match=r"'domain 1'.* give it more documents") as raised:
         splits(tmp_path, ids, domain_N)
     assert "domain 0" not in str(raised.value)
     assert not (tmp_path / "split.npy").exists()

@@ -123,7 +123,7 @@ def test_a_killed_writer_continues_to_the_same_files(tmp_path, stop_after):
 def test_text_that_holds_the_eod_token_is_an_error(tmp_path):
     ids, tokens, n_bytes_N = start(tmp_path / "s", 23)
     tokens[9] = np.array([5, EOD], np.int32)
-    with pytest.raises(ValueError, match="set tokenizer.eod_token"):
+    with pytest.raises(ValueError, match=r"set tokenizer.eod_token"):
         write(tmp_path / "s", ids, tokens, n_bytes_N)
 
 

@@ -84,7 +84,7 @@ def test_threads_change_nothing(trained):
 @pytest.mark.parametrize("vocab_size", [300, 30_000])
 def test_vocabulary_that_does_not_fit_names_one_that_does(tmp_path, vocab_size):
     texts = ["".join(map(chr, range(0x4E00, 0x4E80))) + some_text()]
-    with pytest.raises(ValueError, match="tokenizer.vocab_size is .* set ") as raised:
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size is .* set ") as raised:
         tokenizer.train(texts, Tokenizer(vocab_size=vocab_size), tmp_path)
     number = next(int(word) for word in str(raised.value).split("set ")[1].split() if word.isdigit())
     tokenizer.train(texts, Tokenizer(vocab_size=number), tmp_path)

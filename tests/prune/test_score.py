@@ -42,7 +42,7 @@ def test_every_score_is_that_of_a_dense_computation_of_the_document_alone(store,
     """Each window by itself, unpadded, with all logits at once and the softmax in float64."""
     model = nnx.merge(*model_on(scorer.mesh))
     hidden_of = jax.jit(lambda tokens_BT: model(tokens_BT))
-    for number in [*range(9), 30]:
+    for number in (0, 2, 6, 7):  # windows of 1, 64, 100 and 1, twice 100
         stored = np.asarray(store.stored(number), np.int32)
         total = 0.0
         with jax.set_mesh(scorer.mesh):
