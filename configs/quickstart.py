@@ -1,6 +1,6 @@
 """The main job on the text of this Python installation, on a laptop's CPU.
 
-    jaxprune run configs/quickstart.py
+jaxprune run configs/quickstart.py
 """
 
 from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Score, Select, Tokenizer

@@ -41,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, StageError, OSError) as error:
         if options.traceback:
             raise
-        say(f"error: {error}")
-        return getattr(error, "status", 1)
+        status = getattr(error, "status", 1)
+        say(f"error: {error}" if status == 1 else str(error))
+        return status
     except KeyboardInterrupt:
         say("interrupted: the same command continues where it was")
         return 130

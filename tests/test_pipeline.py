@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-
 from corpora import write_corpus
+
 from jaxprune import cli, config
 from jaxprune.artifact import Workdir, read_manifest
 from jaxprune.model.sharding import make_mesh

@@ -19,7 +19,7 @@ import ibis.expr.types as ir
 from ibis import _
 
 DUPLICATE_ID, DUPLICATE_TEXT = "duplicate id", "duplicate text"
-_MEMORY, _THREADS = "1GB", 4
+_MEMORY, _THREADS = "512MB", 2
 
 
 def duplicates(documents: ir.Table, *, texts: bool) -> ir.Table:

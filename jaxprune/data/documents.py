@@ -22,7 +22,7 @@ from jaxprune.progress import Meter
 
 COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "text", "source")])
 REMOVED_COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "source", "reason")])
-_GROUP_BYTES = 8_000_000  # of text
+_GROUP_BYTES = 4_000_000  # of text
 _GROUP_ROWS = 16_384
 _COUNTS = b"jaxprune"  # key of the counts in a shard's metadata
 

@@ -6,14 +6,12 @@ R = H / G query heads that share a key head, C width of a head.
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxprune import config
-from jaxprune.model.sharding import ACT_BTHC
 
 Kernel = Literal["xla", "cudnn", "splash"]
 QUERY_BLOCK = 256

@@ -14,7 +14,9 @@ def n_params(model: Model, vocab_size: int) -> int:
     block = D * sum(inward) + (D + F) * D
     norm = D * (2 if model.norm == "layer" and model.bias else 1)
     biases = sum(inward) + 2 * D if model.bias else 0
-    return _lookups(model, vocab_size) + _unembedding(model, vocab_size) + L * (block + biases + 2 * norm) + norm
+    return (
+        _lookups(model, vocab_size) + _unembedding(model, vocab_size) + L * (block + biases + 2 * norm) + norm
+    )
 
 
 def train_flops_per_token(model: Model, vocab_size: int, context: int) -> float:

@@ -66,9 +66,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x_BTI, weight_IO = saved
     dy_BTO = dy_BTO.astype(x_BTI.dtype)
-    dx_BTI = jnp.einsum(
-        "bto,io->bti", dy_BTO, _gathered(weight_IO, x_BTI.dtype), out_sharding=_spec(x_BTI)
-    )
+    dx_BTI = jnp.einsum("bto,io->bti", dy_BTO, _gathered(weight_IO, x_BTI.dtype), out_sharding=_spec(x_BTI))
     spec = _spec(weight_IO)
     dweight_IO = jnp.einsum(
         "bti,bto->io",

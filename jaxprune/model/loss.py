@@ -42,7 +42,7 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(logits_BCV, axis=-1) - chosen_BC
 
     T, chunk = target_BT.shape[1], model.model.loss_chunk
-    if chunk == 0 or T <= chunk:
+    if chunk == 0 or chunk >= T:
         return nll(hidden_BTD, target_BT)  # one chunk: keeping its logits costs no more than making them
     nll = jax.checkpoint(nll)
     whole = T - T % chunk
@@ -50,9 +50,7 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
     def chunks(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x[:, :whole].reshape(x.shape[0], whole // chunk, chunk, *x.shape[2:]), 1, 0)
 
-    _, nll_NBC = jax.lax.scan(
-        lambda _, xs: (None, nll(*xs)), None, (chunks(hidden_BTD), chunks(target_BT))
-    )
+    _, nll_NBC = jax.lax.scan(lambda _, xs: (None, nll(*xs)), None, (chunks(hidden_BTD), chunks(target_BT)))
     nll_BT = jnp.moveaxis(nll_NBC, 0, 1).reshape(-1, whole)
     if whole == T:
         return nll_BT

@@ -48,9 +48,7 @@ def modern_3b() -> Model:
 
 def modern_7b() -> Model:
     """As mpt_7b: body 6.58 B (+2 %), 7.40 B with embeddings, which are not tied at this size."""
-    return _modern(
-        d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=13_312, tie_embeddings=False
-    )
+    return _modern(d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=13_312, tie_embeddings=False)
 
 
 def tiny() -> Model:
@@ -60,16 +58,12 @@ def tiny() -> Model:
 
 def tiny_modern() -> Model:
     """For tests: body 24 k; the modern family."""
-    return _modern(
-        d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=96, context=64, dtype="float32"
-    )
+    return _modern(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=96, context=64, dtype="float32")
 
 
 def mini() -> Model:
     """For a quickstart on a CPU: 1.3 M with a vocabulary of 4,096."""
-    return _modern(
-        d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, context=256, dtype="float32", unroll=4
-    )
+    return _modern(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, context=256, dtype="float32", unroll=4)
 
 
 def _modern(**sizes: Any) -> Model:

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, reshard
 
 from jaxprune import config
@@ -47,17 +46,13 @@ def create(
         return graphdef, make()
 
 
-def abstract(
-    model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh
-) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract(model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
     """As `create`, with a `jax.ShapeDtypeStruct` and its sharding for each parameter."""
     sharding.check_divides(model, mesh)
     kernel = attention.choose(model, mesh.devices.flat[0].platform)
     resolved = dataclasses.replace(model, attention=kernel)
     with jax.set_mesh(mesh):
-        graphdef, params = jax.eval_shape(
-            lambda: nnx.split(Transformer(resolved, vocab_size, nnx.Rngs(0)))
-        )
+        graphdef, params = jax.eval_shape(lambda: nnx.split(Transformer(resolved, vocab_size, nnx.Rngs(0))))
     return graphdef, jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)),
         nnx.as_pure(params),

@@ -23,6 +23,7 @@ from jaxprune.report.numbers import percent, short
 
 WIDE, NARROW = 920, 360  # pixels that a laptop and a phone have for a chart
 _TEXT = 13  # pixels
+_NAME = 28  # characters of a name that a chart has room for
 DOMAIN_COLOURS = 9  # a corpus of more domains uses them again: names stand beside them everywhere
 
 _VARIABLES = (
@@ -92,7 +93,7 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
     distribution, domains = figures["distribution"], figures["domains"]
     grid_X = np.array(distribution["nll"])
     wide = width > NARROW
-    left, right, row_height = (150, 96, 58) if wide else (8, 8, 66)
+    left, right, row_height = (_room_for(domains), 96, 58) if wide else (8, 8, 66)
     figure, axes = _canvas(
         width, 54 + row_height * (len(domains) + 0.35), left=left, right=right, top=8, bottom=40
     )
@@ -125,10 +126,10 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
                 )
         kept = f"{percent(entry['kept'])} kept"
         if wide:
-            _text(axes, -(left - 4) / span, base + 0.22, domain, x_in_axes=True, weight="bold")
+            _text(axes, -(left - 4) / span, base + 0.22, _fitted(domain), x_in_axes=True, weight="bold")
             _text(axes, 1 + 10 / span, base + 0.22, kept, x_in_axes=True, shade="muted")
         else:
-            _text(axes, 0, base + 0.84, f"{domain} · {kept}", x_in_axes=True)
+            _text(axes, 0, base + 0.84, f"{_fitted(domain)} · {kept}", x_in_axes=True)
     axes.set_xlim(grid_X[0], grid_X[-1])
     axes.set_ylim(-len(domains) + 0.92, 1.02)
     axes.yaxis.set_major_locator(NullLocator())
@@ -239,14 +240,16 @@ def _canvas(
 def _domain_rows(width: int, domains: Sequence[str]) -> tuple[Figure, Axes, dict[str, float]]:
     """Axes with one named row for each domain, and the height of each row."""
     wide = width > NARROW
-    left, row_height = (150, 40) if wide else (8, 52)
+    left, row_height = (_room_for(domains), 40) if wide else (8, 52)
     figure, axes = _canvas(width, 52 + row_height * len(domains), left=left, right=24, top=8, bottom=44)
     place = {domain: -row - (0.0 if wide else 0.14) for row, domain in enumerate(domains)}
     for row, domain in enumerate(domains):
         if wide:
-            _text(axes, -(left - 4) / (width - left - 24), -row, domain, x_in_axes=True, weight="bold")
+            _text(
+                axes, -(left - 4) / (width - left - 24), -row, _fitted(domain), x_in_axes=True, weight="bold"
+            )
         else:
-            _text(axes, 0, -row + 0.3, domain, x_in_axes=True, weight="bold")
+            _text(axes, 0, -row + 0.3, _fitted(domain), x_in_axes=True, weight="bold")
         axes.axhline(place[domain], color=colour("grid"), lw=1, zorder=0)
     axes.set_ylim(-len(domains) + 0.45, 0.55)
     axes.yaxis.set_major_locator(NullLocator())
@@ -319,3 +322,12 @@ def _signed(value: float) -> str:
 def _ticks(most: int) -> Locator:
     """At round numbers."""
     return MaxNLocator(most, steps=[1, 2, 5, 10])
+
+
+def _room_for(domains: Sequence[str]) -> int:
+    """Pixels that the longest name takes at the left of a wide chart."""
+    return 24 + 8 * min(max(len(domain) for domain in domains), _NAME)
+
+
+def _fitted(name: str) -> str:
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "…"

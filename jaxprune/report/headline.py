@@ -38,8 +38,11 @@ def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
         "gains": [
             {
                 "base": base,
-                "verdict": verdict(entry["bits_per_byte"]["mean"]),
-                "title": _title(entry["bits_per_byte"]["mean"], figures),
+                "claims": [
+                    {"where": where, "verdict": verdict(change), "title": _title(change, figures)}
+                    for place, where in (("mean", "mean over domains"), ("all", "natural mix"))
+                    for change in [entry["bits_per_byte"][place]]
+                ],
                 "sentence": f"Against {ARMS[base]}, in the mean over domains, pruning "
                 f"{result(entry, 'mean', figures)}; on the natural mix of the corpus it {result(entry, 'all', figures)}.",
             }

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Config, identity
-from jaxprune.progress import say
 from jaxprune.report import charts, numbers
 from jaxprune.report.figures import collect
 from jaxprune.report.headline import ARMS, headline, verdict
@@ -44,9 +43,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         return {"bytes": len(page.encode())}
 
     inputs = {name: manifest.fingerprint for name, manifest in manifests.items()}
-    manifest = build(workdir.report, "report", {"config": identity(config)}, inputs, make)
-    say(f"report: {workdir.report / 'index.html'}")
-    return manifest
+    return build(workdir.report, "report", {"config": identity(config)}, inputs, make)
 
 
 def render(figures: dict[str, Any]) -> str:

@@ -20,9 +20,9 @@ _PEAK_BF16: tuple[tuple[str, float], ...] = (
 )
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 peak of a device in FLOP/s; None where it is not known (CPUs)."""
-    kind = device.device_kind.lower()
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 peak of a kind of device in FLOP/s; None where it is not known (CPUs)."""
+    kind = device_kind.lower()
     return next((peak for name, peak in _PEAK_BF16 if name in kind), None)
 
 

@@ -6,9 +6,7 @@ Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +27,9 @@ from jaxprune.model import flops, transformer
 from jaxprune.model.sharding import BATCH
 from jaxprune.progress import meter, say
 from jaxprune.train.checkpoint import Checkpoints
-from jaxprune.train.hardware import describe, peak_flops
+from jaxprune.train.hardware import describe
+from jaxprune.train.log import Clock, Log, Window
 from jaxprune.train.metrics import Metrics
-from jaxprune.train.optimizer import make_schedule
 from jaxprune.train.step import StepMetrics, init_state, make_train_step
 from jaxprune.train.validation import Validation
 
@@ -54,10 +52,6 @@ class Interrupted(StageError):
     """The run was asked to stop, and saved its state first."""
 
     status = 143  # as the shell reports SIGTERM
-
-
-class Diverged(StageError):
-    """The loss is not finite."""
 
 
 def fit(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -96,7 +90,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         abstract_state = jax.eval_shape(lambda p: init_state(p, run.optimizer, run.steps), abstract)
         restored = checkpoints.restore(abstract, abstract_state.optimizer)
         if restored is None:
-            start, position = 0, {"stages": [dataclasses.asdict(s) for s in plan.stages]}
+            start = 0
+            position: dict[str, Any] = {"stages": [dataclasses.asdict(s) for s in plan.stages]}
             _, params = transformer.create(run.model, vocab_size, plan.seed, mesh)
             state = init_state(params, run.optimizer, run.steps)
         else:
@@ -132,7 +127,16 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 batch_rows=max(run.batch_rows // run.microbatches, rows_on_mesh),
             )
             step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
-            log = _Log(plan, metrics, clock, window)
+            log = Log(
+                plan.title,
+                run,
+                domains=plan.store.domains,
+                vocab_size=vocab_size,
+                mesh=mesh,
+                metrics=metrics,
+                clock=clock,
+                window=window,
+            )
 
             def save(step: int) -> None:
                 position = {
@@ -192,110 +196,6 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
         "devices": describe(mesh),
     }
-
-
-@dataclass
-class Clock:
-    """Goodput: the share of the time since the run first started in which it was stepping.
-
-    Compilation, validation, saving, restarts, and steps that were lost to a kill count against it.
-    """
-
-    began: float = dataclasses.field(default_factory=time.time)  # unix time
-    stepping: float = 0.0  # seconds
-    since: float | None = None
-
-    def resume(self) -> None:
-        self.since = time.time()
-
-    def pause(self) -> None:
-        if self.since is not None:
-            self.stepping += time.time() - self.since
-        self.since = None
-
-    @property
-    def goodput(self) -> float:
-        running = 0.0 if self.since is None else time.time() - self.since
-        return (self.stepping + running) / max(time.time() - self.began, 1e-9)
-
-
-class Window:
-    """Sums over the steps since the last line of metrics; part of the checkpoint."""
-
-    def __init__(self, n_domains: int, **saved: list[float]) -> None:
-        self.nll_K = np.array(saved.get("nll", [0.0] * n_domains))
-        self.tokens_K = np.array(saved.get("tokens", [0.0] * n_domains))
-
-    def state(self) -> dict[str, list[float]]:
-        """Plain data to make it again."""
-        return {"nll": self.nll_K.tolist(), "tokens": self.tokens_K.tolist()}
-
-    def add(self, metrics: StepMetrics) -> None:
-        self.nll_K += np.asarray(metrics.nll_sum_K, np.float64)
-        self.tokens_K += np.asarray(metrics.tokens_K, np.float64)
-
-    def reset(self) -> None:
-        self.nll_K[:] = 0.0
-        self.tokens_K[:] = 0.0
-
-
-class _Log:
-    """Turns metrics of steps into lines."""
-
-    def __init__(self, plan: Plan, metrics: Metrics, clock: Clock, window: Window) -> None:
-        self.plan, self.metrics, self.clock, self.window = plan, metrics, clock, window
-        self.schedule = make_schedule(plan.run.optimizer, plan.run.steps)
-        run = plan.run
-        self.tokens_a_step = run.batch_rows * run.model.context
-        self.flops_a_token = flops.train_flops_per_token(run.model, plan.store.vocab_size, run.model.context)
-        self.last = (time.monotonic(), None)
-        self.note = "compiling"
-
-    def step(self, step: int, metrics: StepMetrics) -> None:
-        """Adds a step to the window and writes a line where one is due.
-
-        Raises:
-          Diverged: its loss or its gradient is not finite.
-        """
-        metrics = jax.device_get(metrics)
-        loss, norm = float(metrics.nll_sum_K.sum() / metrics.tokens_K.sum()), float(metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"{self.plan.title}: the loss of step {step} is {loss} and its gradient norm {norm}; lower "
-                f"optimizer.peak_lr ({self.plan.run.optimizer.peak_lr}) or optimizer.clip, or look at the data"
-            )
-        self.window.add(metrics)
-        self.note = f"step {step}  loss {loss:.3f}"
-        if step % self.plan.run.log_every == 0 or step == self.plan.run.steps:
-            self._line(step, norm)
-
-    def validation(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line with held-out losses."""
-        self.metrics.write(step, step * self.tokens_a_step, values)
-
-    def _line(self, step: int, grad_norm: float) -> None:
-        window, domains = self.window, self.plan.store.domains
-        values = {
-            "loss": float(window.nll_K.sum() / window.tokens_K.sum()),
-            "grad_norm": grad_norm,
-            "lr": float(self.schedule(step - 1)),
-            "goodput": self.clock.goodput,
-        }
-        now, (then, logged) = time.monotonic(), self.last
-        if logged is not None:
-            values["tokens_per_s"] = (step - logged) * self.tokens_a_step / max(now - then, 1e-9)
-            peak = peak_flops(self.plan.mesh.devices.flat[0])
-            if peak is not None:
-                # MFU counts 6 N + 12 L D T FLOPs a token (full attention) against dense bf16 peak.
-                achieved = values["tokens_per_s"] * self.flops_a_token
-                values["mfu"] = achieved / (peak * self.plan.mesh.size)
-        self.last = (now, step)
-        for domain, nll, tokens in zip(domains, window.nll_K, window.tokens_K, strict=True):
-            if tokens:
-                values[f"loss/{domain}"] = float(nll / tokens)
-                values[f"share/{domain}"] = float(tokens / window.tokens_K.sum())
-        self.metrics.write(step, step * self.tokens_a_step, values)
-        window.reset()
 
 
 def _to_mesh(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,7 @@ def make_train_step(
         updates, optimizer = transform.update(grads, state.optimizer, params)
         tokens_K = (domain_MB[..., None] == jnp.arange(n_domains)).sum((0, 1)) * (n_tokens - 1)
         return (
-            TrainState(optax.apply_updates(params, updates), optimizer),
+            TrainState(cast(nnx.State, optax.apply_updates(params, updates)), optimizer),
             StepMetrics(nll_sum_K, tokens_K, optax.global_norm(grads)),
         )
 

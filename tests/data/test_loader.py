@@ -127,9 +127,18 @@ def test_closing_and_appending_leave_no_thread(make_source):
         next(loader)
 
 
-def test_an_error_in_the_thread_reaches_the_consumer(make_source, open_loader):
+def test_an_error_in_the_thread_reaches_the_consumer(make_source, open_loader, monkeypatch):
     source = make_source()
-    loader = open_loader(source, step=len(source) - 2)
+    make_batch = MixtureSource.__getitem__
+
+    def fail_at_two(self, index):
+        if index == 2:
+            raise OSError("the disk is gone")
+        return make_batch(self, index)
+
+    monkeypatch.setattr(MixtureSource, "__getitem__", fail_at_two)
+    loader = open_loader(source)
     next(loader), next(loader)
-    with pytest.raises(StopIteration):
+    with pytest.raises(OSError, match="the disk is gone"):
         next(loader)
+    assert loader.step == 2

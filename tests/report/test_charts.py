@@ -45,7 +45,7 @@ def test_tick_labels_keep_all_their_digits(reported):
         for place in ("mean", "all"):
             comparison["bits_per_byte"][place] |= {"value": 0.0125, "low": 0.0105, "high": 0.0148}
     labels = _texts(charts.intervals(figures, charts.WIDE))
-    assert "+0.002" in labels and "+0.012" in labels
+    assert "+0.005" in labels and "+0.015" in labels
 
 
 @pytest.mark.parametrize("name", ["a $_{x}$ b", 'quotes " & <tags>'])

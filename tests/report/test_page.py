@@ -42,7 +42,8 @@ def test_a_gain_is_claimed_with_its_interval(reported):
 
 def test_a_loss_is_called_one(tmp_path):
     figures, text = _report(tmp_path, effect={"pruned": 0.1})
-    assert all("pruning made it worse by 0.1" in sentence for sentence in _sentences(figures))
+    worse = figures["comparisons"][0]["bits_per_byte"]["mean"]["value"]
+    assert f"pruning made it worse by {worse:.3f} bits per byte (95 % interval" in _sentences(figures)[0]
     assert "Made it worse by" in text and "gained" not in "".join(_sentences(figures))
 
 
@@ -93,7 +94,7 @@ def test_all_control_arms_say_what_they_explain(tmp_path):
     assert "re-mixing" not in text
 
 
-@pytest.mark.parametrize("arms", [("none",), ("none", "random"), ("pruned",), ("random", "pruned")])
+@pytest.mark.parametrize("arms", [("none",), ("random", "pruned")])
 def test_arms_that_were_not_run_are_not_compared(tmp_path, arms):
     figures, text = _report(tmp_path, settings(arms=arms))
     bases = [gain["base"] for gain in figures["headline"]["gains"]]

@@ -11,9 +11,9 @@ import pytest
 
 from jaxprune import config
 from jaxprune.model.sharding import make_mesh
-from jaxprune.train import loop
 from jaxprune.train.checkpoint import load_params
-from jaxprune.train.loop import Diverged, Interrupted, fit
+from jaxprune.train.log import Diverged, Log
+from jaxprune.train.loop import Interrupted, fit
 from jaxprune.train.metrics import read
 
 TIMES = ("goodput", "tokens_per_s")
@@ -64,7 +64,7 @@ def test_a_killed_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkey
     """The process dies right after a step; what it had not saved is done again."""
     params, lines = undisturbed(make_plan())
     plan = make_plan()
-    original = loop._Log.step
+    original = Log.step
 
     def die(self, at, metrics):
         original(self, at, metrics)
@@ -72,7 +72,7 @@ def test_a_killed_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkey
             raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Log, "step", die)
+        patch.setattr(Log, "step", die)
         with pytest.raises(MemoryError):
             fit(plan, tmp_path)
     fit(plan, tmp_path)
@@ -84,7 +84,7 @@ def test_a_killed_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkey
 def test_sigterm_saves_and_the_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkeypatch):
     params, lines = undisturbed(make_plan())
     plan = make_plan(checkpoint_every=100)
-    original = loop._Log.step
+    original = Log.step
 
     def stop(self, at, metrics):
         original(self, at, metrics)
@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_run_continues_bitwise(make_plan, undisturbed, tmp
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Log, "step", stop)
+        patch.setattr(Log, "step", stop)
         with pytest.raises(Interrupted, match="saved after step"):
             fit(plan, tmp_path)
     fit(plan, tmp_path)
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 ):
     params, _ = undisturbed(make_plan())
     plan = make_plan()
-    original = loop._Log.step
+    original = Log.step
 
     def die(self, at, metrics):
         original(self, at, metrics)
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
             raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Log, "step", die)
+        patch.setattr(Log, "step", die)
         with pytest.raises(MemoryError):
             fit(plan, tmp_path)
     # Saved bytes are compressed; writing another array over one leaf is the damage that restores silently.
@@ -151,7 +151,7 @@ def test_meshes_and_device_counts_give_the_same_losses(make_plan, undisturbed, t
 def test_a_run_continues_on_another_mesh(make_plan, undisturbed, tmp_path, monkeypatch):
     _, lines = undisturbed(make_plan())
     plan = make_plan(mesh=make_mesh(MESHES["4x2"], jax.devices()))
-    original = loop._Log.step
+    original = Log.step
 
     def die(self, at, metrics):
         original(self, at, metrics)
@@ -159,7 +159,7 @@ def test_a_run_continues_on_another_mesh(make_plan, undisturbed, tmp_path, monke
             raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Log, "step", die)
+        patch.setattr(Log, "step", die)
         with pytest.raises(MemoryError):
             fit(plan, tmp_path)
     fit(make_plan(), tmp_path)
