@@ -200,7 +200,8 @@ def build(
             {"settings": present.settings, "inputs": present.inputs},
             {"settings": wanted.settings, "inputs": wanted.inputs},
         )
-        say(f"{stage}: made again, because {'; '.join(changed)}")
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        say(f"{stage}: made again, because {'; '.join(changed[:3])}{more}")
     started = partial / "started.json"
     if not (started.is_file() and started.read_text() == wanted.fingerprint):
         shutil.rmtree(partial, ignore_errors=True)

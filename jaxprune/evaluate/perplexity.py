@@ -28,7 +28,7 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
       ValueError: as `Scorer`.
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
-    trained = require(workdir.run(name), f"jaxprune train CONFIG {name}")
+    trained = require(workdir.run(name), f"jaxprune train CONFIG --only {name}")
 
     def make(folder: Path) -> dict[str, Any]:
         store = TokenStore(workdir.prepare / "tokens")

@@ -55,6 +55,7 @@ def _forward(
         "bti,io->bto",
         x_BTI,
         used_IO,
+        precision=precision(x_BTI.dtype),
         preferred_element_type=dtype,
         out_sharding=P(ROWS, None, _spec(used_IO).partitions[1]),
     )
@@ -72,6 +73,7 @@ def _backward(
         "bti,bto->io",
         x_BTI,
         dy_BTO,
+        precision=precision(x_BTI.dtype),
         preferred_element_type=weight_IO.dtype,
         out_sharding=P(*spec.partitions, unreduced=spec.reduced),
     )
@@ -79,6 +81,11 @@ def _backward(
 
 
 product.defvjp(_forward, _backward)
+
+
+def precision(dtype: DTypeLike) -> jax.lax.Precision:
+    """Of products of `dtype`: float32 means float32, also on devices that would round it to less."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def _gathered(weight_IO: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, reshard
+from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
 from jaxprune.model import attention, sharding
@@ -49,8 +50,7 @@ def create(
 def abstract(model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
     """As `create`, with a `jax.ShapeDtypeStruct` and its sharding for each parameter."""
     sharding.check_divides(model, mesh)
-    kernel = attention.choose(model, mesh.devices.flat[0].platform)
-    resolved = dataclasses.replace(model, attention=kernel)
+    resolved = dataclasses.replace(model, attention=attention.choose(model, mesh))
     with jax.set_mesh(mesh):
         graphdef, params = jax.eval_shape(lambda: nnx.split(Transformer(resolved, vocab_size, nnx.Rngs(0))))
     return graphdef, jax.tree.map(
@@ -197,7 +197,7 @@ def _rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
     return y_BTHC.astype(x_BTHC.dtype)
 
 
-def _table(rngs: nnx.Rngs, shape: tuple[int, int], spec: jax.P, std: float) -> nnx.Param:
+def _table(rngs: nnx.Rngs, shape: tuple[int, int], spec: P, std: float) -> nnx.Param:
     return nnx.Param(std * jax.random.normal(rngs.params(), shape, out_sharding=spec))
 
 

@@ -100,7 +100,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
       ValueError: as `Scorer`.
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
-    reference = require(workdir.run("reference"), "jaxprune train CONFIG reference")
+    reference = require(workdir.run("reference"), "jaxprune train CONFIG --only reference")
     store = TokenStore(workdir.prepare / "tokens")
     numbers = store.documents(TRAIN)
 

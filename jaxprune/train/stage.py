@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -22,20 +23,22 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
       ArtifactMissing: an earlier stage has not run.
       Interrupted, Diverged, ValueError: as `loop.fit`.
     """
-    prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
+    inputs = {"prepare": require(workdir.prepare, "jaxprune prepare CONFIG").fingerprint}
     store = TokenStore(workdir.prepare / "tokens")
     if name == "reference":
         settings, seed = config.reference, config.seed
-        inputs = {"prepare": prepare.fingerprint}
         documents = store.documents(REFERENCE)
         weights = natural_weights(store, documents, settings.model.context)
     else:
         settings, seed = config.final, config.final_runs[name][1]
-        select = require(workdir.select, "jaxprune select CONFIG")
-        mix = require(workdir.mix, "jaxprune mix CONFIG")
-        inputs = {"prepare": prepare.fingerprint, "select": select.fingerprint, "mix": mix.fingerprint}
+        require(workdir.select, "jaxprune select CONFIG")
+        require(workdir.mix, "jaxprune mix CONFIG")
         mixture = json.loads((workdir.mix / "weights.json").read_text())[name]
-        documents = np.load(workdir.select / f"{mixture['selection']}.npy")
+        selection = workdir.select / f"{mixture['selection']}.npy"
+        # What the run draws from, and not the whole stage: a further arm leaves the runs that are done.
+        with selection.open("rb") as file:
+            inputs["documents"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        documents = np.load(selection)
         weights = tuple(mixture["weights"][domain] for domain in store.domains)
     plan = Plan(
         title=f"train {name}",
@@ -50,7 +53,7 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
     return build(
         workdir.run(name),
         plan.title,
-        {"run": identity(settings), "seed": seed, "name": name},
+        {"run": identity(settings), "seed": seed, "weights": list(weights)},
         inputs,
         lambda folder: fit(plan, folder),
     )

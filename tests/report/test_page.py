@@ -33,6 +33,8 @@ def test_a_gain_is_claimed_with_its_interval(reported):
     assert f"pruning gained {-difference['value']:.3f} bits per byte" in against_none
     assert f"(95 % interval {-difference['high']:.3f} to {-difference['low']:.3f})" in against_none
     assert "Against random pruning" in against_random and "gained" in against_random
+    for gain in figures["headline"]["gains"]:
+        assert [claim["verdict"] for claim in gain["claims"]] == ["better", "better"]
     text = html.unescape((workdir.report / "index.html").read_text())
     assert all(sentence in text for sentence in _sentences(figures))
     assert figures["headline"]["pruned"] in text
