@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="measured steps of each side, for each case")
     arguments = parser.parse_args()
     model = dataclasses.replace(presets.mpt_125m(), dtype="float32", unroll=12)
-    print(f"mpt_125m, vocabulary {VOCAB:,}, float32, batch 1, median of {arguments.turns} turns, {os.cpu_count()} cores")
+    print(
+        f"mpt_125m, vocabulary {VOCAB:,}, float32, batch 1, median of {arguments.turns} turns, {os.cpu_count()} cores"
+    )
     print(f"ours: jax {jax.__version__}, all blocks unrolled, XLA attention, loss chunk {model.loss_chunk}")
     with tempfile.TemporaryDirectory() as folder:
         ours = our_side(model, Path(folder))
@@ -62,7 +64,9 @@ def main() -> None:
 def report(work: str, length: int, turns: list[tuple[Figures, Figures]]) -> None:
     losses = [side["loss"] for side in turns[0]]
     if not np.isclose(*losses, rtol=1e-5):
-        raise SystemExit(f"{work} T={length}: not the same model, loss {losses[0]} here and {losses[1]} in PyTorch")
+        raise SystemExit(
+            f"{work} T={length}: not the same model, loss {losses[0]} here and {losses[1]} in PyTorch"
+        )
 
     def medians(figure: str) -> list[float]:
         return [statistics.median(turn[side][figure] for turn in turns[1:]) for side in (0, 1)]
@@ -86,7 +90,9 @@ def our_side(model: config.Model, folder: Path) -> Side:
     for length in {length for _, length in CASES}:
         tokens[length] = np.random.default_rng(0).integers(0, VOCAB, (1, length + 1), dtype=np.int32)
         np.save(folder / f"tokens-{length}", tokens[length])
-    optimizer = optax.adamw(ADAMW["rate"], ADAMW["b1"], ADAMW["b2"], ADAMW["eps"], weight_decay=ADAMW["decay"])
+    optimizer = optax.adamw(
+        ADAMW["rate"], ADAMW["b1"], ADAMW["b2"], ADAMW["eps"], weight_decay=ADAMW["decay"]
+    )
 
     def loss(params: nnx.State, tokens_BS: jax.Array) -> jax.Array:
         return next_token_nll(nnx.merge(graphdef, params), tokens_BS).mean()

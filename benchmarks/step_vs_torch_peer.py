@@ -63,7 +63,12 @@ def load(folder: Path, heads: int) -> Mpt:
 
     def fill(module: nn.Module, name: str, *layer: int) -> None:
         parameters = dict(module.named_parameters())
-        for ours_name, theirs in (("scale_D", "weight"), ("bias_D", "bias"), ("weight_LIO", "weight"), ("bias_LO", "bias")):
+        for ours_name, theirs in (
+            ("scale_D", "weight"),
+            ("bias_D", "bias"),
+            ("weight_LIO", "weight"),
+            ("bias_LO", "bias"),
+        ):
             if f"{name}.{ours_name}" in ours:
                 value = ours[f"{name}.{ours_name}"][layer]
                 parameters[theirs].copy_(value.T if ours_name == "weight_LIO" else value)

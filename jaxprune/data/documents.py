@@ -2,21 +2,24 @@
 
 Row groups are bounded in bytes and in documents, and are what later steps hold at once. The counts of a
 shard are in its own metadata, so that a shard that stands under its name says all there is to know of it.
+
+Legend: M documents that were read, N documents that are kept, B of a row group.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxprune import config
+from jaxprune.config import Corpus
 from jaxprune.data import corpus
 from jaxprune.progress import Meter
 
@@ -29,7 +32,7 @@ _COUNTS = b"jaxprune"  # key of the counts in a shard's metadata
 
 def write(
     part: corpus.Part,
-    settings: config.Corpus,
+    settings: Corpus,
     path: Path,
     removed_path: Path,
     bytes_before: Counter[str],
@@ -101,6 +104,54 @@ def groups(
                 if group >= start:
                     yield file.read_row_group(number, list(columns)).filter(pa.array(kept_M[begin:end]))
                 begin, group = end, group + 1
+
+
+def sample(
+    shards: Sequence[Path],
+    kept_M: np.ndarray,
+    usable_N: np.ndarray,
+    available: Mapping[str, int],
+    n_bytes: int,
+) -> Iterator[str]:
+    """At most `n_bytes` of text, evenly from the domains and from all over each of them.
+
+    Args:
+      shards, kept_M: see `groups`.
+      usable_N: bool [N], which of the kept documents may be taken.
+      available: bytes of text of each domain, at least those of its usable documents.
+      n_bytes: of UTF-8.
+
+    Yields:
+      Texts; the last of a domain may be cut to fit.
+    """
+    budgets = even_budgets(available, n_bytes)
+    seen, taken = Counter(), Counter()
+    begin = 0
+    for group in groups(shards, ["domain", "text"], kept_M):
+        names, sizes = group["domain"].to_pylist(), text_bytes(group["text"]).tolist()
+        for row in np.flatnonzero(usable_N[begin : begin + len(group)]).tolist():
+            name = names[row]
+            seen[name] += sizes[row]
+            # What was taken keeps pace with what was seen, as the budget does with what is available.
+            if taken[name] * available[name] < budgets[name] * seen[name]:
+                text = group["text"][row].as_py().encode()
+                yield text[: budgets[name] - taken[name]].decode(errors="ignore")
+                taken[name] += sizes[row]
+        begin += len(group)
+
+
+def even_budgets(available: Mapping[str, int], total: int) -> dict[str, int]:
+    """Shares `total` evenly; what a domain does not have goes to the others."""
+    budgets = {}
+    for n_done, name in enumerate(sorted(available, key=available.__getitem__)):
+        budgets[name] = min(available[name], total // (len(available) - n_done))
+        total -= budgets[name]
+    return budgets
+
+
+def text_bytes(texts: pa.ChunkedArray) -> np.ndarray:
+    """Length of each text in UTF-8: int [B]."""
+    return pc.call_function("binary_length", [texts]).to_numpy()
 
 
 class _Shard:

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxprune import config
 from jaxprune.artifact import Manifest, Workdir, build
+from jaxprune.config import Config, Corpus, Tokenizer, identity
 from jaxprune.data import corpus, dedup, documents, split, store, tokenizer
 from jaxprune.progress import meter, say
 
@@ -33,70 +33,77 @@ _BATCH = 65_536  # rows without texts that are held at once
 _MAX_DOMAINS = 1 << 16  # which uint16 counts
 
 
-def run(settings: config.Config, workdir: Workdir) -> Manifest:
+def run(config: Config, workdir: Workdir) -> Manifest:
     """Makes the prepare artifact.
 
     Raises:
       ValueError: a source, a tokenizer or a setting does not work; the message says what to set.
     """
-    parts = corpus.parts(settings.corpus)
+    parts = corpus.parts(config.corpus)
     inputs = {part.name: corpus.fingerprint(part) for part in parts}
-    if settings.tokenizer.path is not None:
-        inputs["tokenizer"] = tokenizer.fingerprint(settings.tokenizer)
-    identity = {
-        "corpus": config.identity(settings.corpus),
-        "tokenizer": config.identity(settings.tokenizer),
-        "seed": settings.seed,
+    if config.tokenizer.path is not None:
+        inputs["tokenizer"] = tokenizer.fingerprint(config.tokenizer)
+    settings = {
+        "corpus": identity(config.corpus),
+        "tokenizer": identity(config.tokenizer),
+        "seed": config.seed,
     }
-    return build(workdir.prepare, "prepare", identity, inputs, partial(_make, parts, settings))
+    return build(workdir.prepare, "prepare", settings, inputs, partial(_make, parts, config))
 
 
-def _make(parts: Sequence[corpus.Part], settings: config.Config, folder: Path) -> dict[str, Any]:
+def _make(parts: Sequence[corpus.Part], config: Config, folder: Path) -> dict[str, Any]:
     work = folder / "work"  # what is needed on the way only
     if not (folder / "tokens" / "meta.json").is_file():
         for name in ("documents", "tokens", "work/removed"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        shards = _read(parts, settings.corpus, folder / "documents", work / "removed")
-        kept_M = _remove(shards, settings.corpus, folder / "removed.parquet", work)
-        domains = _domains(shards)
-        _split(shards, kept_M, domains, settings, folder / "tokens")
-        _make_tokenizer(shards, kept_M, folder, settings.tokenizer)
-        _tokenise(shards, kept_M, domains, folder, settings.tokenizer.threads)
-    shutil.rmtree(work, ignore_errors=True)
+        shards = [folder / "documents" / f"part-{number:05d}.parquet" for number in range(len(parts))]
+        n_bytes = _read(parts, shards, config.corpus, work / "removed")
+        domains = _domains(n_bytes)
+        kept_M = _remove(shards, config.corpus, folder / "removed.parquet", work)
+        _split(shards, kept_M, domains, config, folder / "tokens")
+        _make_tokenizer(shards, kept_M, n_bytes, folder, config.tokenizer)
+        _tokenise(shards, kept_M, n_bytes, domains, folder, config.tokenizer.threads)
+    if work.exists():
+        shutil.rmtree(work)
     return _counts(folder)
 
 
-def _read(parts: Sequence[corpus.Part], settings: config.Corpus, folder: Path, removed: Path) -> list[Path]:
-    """Writes a shard of documents, and one of defects, for each part; returns the former."""
-    shards = [folder / f"part-{number:05d}.parquet" for number in range(len(parts))]
+def _read(
+    parts: Sequence[corpus.Part], shards: Sequence[Path], settings: Corpus, removed: Path
+) -> Counter[str]:
+    """Writes a shard of documents, and one of defects, for each part; returns bytes of text by domain."""
     n_bytes: Counter[str] = Counter()
+    empty = set()
     with meter("prepare: reading", sum(part.n_bytes for part in parts) / 1e6, "MB") as bar:
         for part, shard in zip(parts, shards, strict=True):
             if shard.is_file():
                 bar.skip(part.n_bytes / 1e6)
             else:
                 documents.write(part, settings, shard, removed / shard.name, n_bytes, bar)
-            n_bytes += documents.counts(shard)["bytes"]
-    _check_sources(parts, shards, settings)
-    return shards
-
-
-def _check_sources(parts: Sequence[corpus.Part], shards: Sequence[Path], settings: config.Corpus) -> None:
-    empty = {
-        part.name
-        for part, shard in zip(parts, shards, strict=True)
-        if not any(documents.counts(shard).values())
-    }
+            counts = documents.counts(shard)
+            n_bytes += counts["bytes"]
+            if not any(counts.values()):
+                empty.add(part.name)
     for source in settings.sources if empty else ():
-        of_source = corpus.parts(dataclasses.replace(settings, sources=(source,)))
-        if all(part.name in empty for part in of_source):
+        if all(part.name in empty for part in corpus.parts(dataclasses.replace(settings, sources=(source,)))):
             raise ValueError(
                 f"corpus.sources: no document is left of {source!r}, all its records are defective: mend it or "
                 "leave it out (corpus.on_defect=error shows the first defect)"
             )
+    return n_bytes
 
 
-def _remove(shards: Sequence[Path], settings: config.Corpus, path: Path, work: Path) -> np.ndarray:
+def _domains(n_bytes: Mapping[str, int]) -> tuple[str, ...]:
+    """The domains of the documents that were read, sorted."""
+    if len(n_bytes) > _MAX_DOMAINS:
+        raise ValueError(
+            f"the corpus has {len(n_bytes):,} domains, more than {_MAX_DOMAINS:,}: set corpus.domain_field to a "
+            "field that holds the kind of text, or name sources DOMAIN=PATH"
+        )
+    return tuple(sorted(n_bytes))
+
+
+def _remove(shards: Sequence[Path], settings: Corpus, path: Path, work: Path) -> np.ndarray:
     """Finds duplicates and lists all removed documents in `path`; returns which stay: bool [M]."""
     done = work / "kept.npy"
     if not done.is_file():
@@ -132,22 +139,11 @@ def _check_ids(duplicates: pa.Table) -> None:
         )
 
 
-def _domains(shards: Sequence[Path]) -> tuple[str, ...]:
-    """The domains of the documents that were read, sorted."""
-    found = sorted(set().union(*(documents.counts(shard)["documents"] for shard in shards)))
-    if len(found) > _MAX_DOMAINS:
-        raise ValueError(
-            f"the corpus has {len(found):,} domains, more than {_MAX_DOMAINS:,}: set corpus.domain_field to a "
-            "field that holds the kind of text, or name sources DOMAIN=PATH"
-        )
-    return tuple(found)
-
-
 def _split(
     shards: Sequence[Path],
     kept_M: np.ndarray,
     domains: Sequence[str],
-    settings: config.Config,
+    config: Config,
     folder: Path,
 ) -> None:
     """Writes domain and split of each document to the token store."""
@@ -162,9 +158,9 @@ def _split(
         ),
         int(np.count_nonzero(kept_M)),
         domains,
-        seed=settings.seed,
-        heldout=settings.corpus.heldout,
-        reference=settings.corpus.reference,
+        seed=config.seed,
+        heldout=config.corpus.heldout,
+        reference=config.corpus.reference,
     )
 
 
@@ -174,13 +170,12 @@ def _numbers(names: pa.ChunkedArray, domains: Sequence[str]) -> np.ndarray:
     return np.array([number[name] for name in names.to_pylist()], np.int64)
 
 
-def _n_bytes(texts: pa.ChunkedArray) -> np.ndarray:
-    """Length of each text in UTF-8: [B]."""
-    return pc.call_function("binary_length", [texts]).to_numpy()
-
-
 def _make_tokenizer(
-    shards: Sequence[Path], kept_M: np.ndarray, folder: Path, settings: config.Tokenizer
+    shards: Sequence[Path],
+    kept_M: np.ndarray,
+    n_bytes: Mapping[str, int],
+    folder: Path,
+    settings: Tokenizer,
 ) -> None:
     """Trains or adopts the tokenizer."""
     if (folder / "tokenizer").is_dir():
@@ -190,58 +185,31 @@ def _make_tokenizer(
         tokenizer.adopt(settings, unfinished)
     else:
         say(f"prepare: training a tokenizer ({settings.kind}, {settings.vocab_size:,} pieces)")
-        split_N = np.load(folder / "tokens" / "split.npy", mmap_mode="r")
-        tokenizer.train(_sample(shards, kept_M, split_N, settings.train_bytes), settings, unfinished)
+        usable_N = np.load(folder / "tokens" / "split.npy", mmap_mode="r") != split.HELDOUT
+        texts = documents.sample(shards, kept_M, usable_N, n_bytes, settings.train_bytes)
+        tokenizer.train(texts, settings, unfinished)
     unfinished.rename(folder / "tokenizer")
 
 
-def _sample(shards: Sequence[Path], kept_M: np.ndarray, split_N: np.ndarray, n_bytes: int) -> Iterator[str]:
-    """At most `n_bytes` of text outside the held-out split: evenly from the domains, and spread over
-    each of them. The last text of a domain may be cut to fit."""
-    available = sum((documents.counts(shard)["bytes"] for shard in shards), Counter())
-    budgets = even_budgets(available, n_bytes)
-    seen, taken = Counter(), Counter()
-    begin = 0
-    for group in documents.groups(shards, ["domain", "text"], kept_M):
-        names, sizes = group["domain"].to_pylist(), _n_bytes(group["text"]).tolist()
-        for row in np.flatnonzero(split_N[begin : begin + len(group)] != split.HELDOUT).tolist():
-            name = names[row]
-            seen[name] += sizes[row]
-            # What was taken keeps pace with what was seen, as budget with what is available.
-            if taken[name] * available[name] < budgets[name] * seen[name]:
-                text = (
-                    group["text"][row].as_py().encode()[: budgets[name] - taken[name]].decode(errors="ignore")
-                )
-                taken[name] += sizes[row]
-                yield text
-        begin += len(group)
-
-
-def even_budgets(available: Mapping[str, int], total: int) -> dict[str, int]:
-    """Shares `total` evenly; what a domain does not have goes to the others."""
-    budgets = {}
-    for n_left, name in zip(
-        range(len(available), 0, -1), sorted(available, key=available.__getitem__), strict=True
-    ):
-        budgets[name] = min(available[name], total // n_left)
-        total -= budgets[name]
-    return budgets
-
-
 def _tokenise(
-    shards: Sequence[Path], kept_M: np.ndarray, domains: Sequence[str], folder: Path, threads: int
+    shards: Sequence[Path],
+    kept_M: np.ndarray,
+    n_bytes: Mapping[str, int],
+    domains: Sequence[str],
+    folder: Path,
+    threads: int,
 ) -> None:
     """Writes the token store, one row group of documents after the other."""
     encoder = tokenizer.load(folder / "tokenizer", threads)
     writer = store.Writer(
         folder / "tokens", folder / "work" / "tokens.json", encoder.vocab_size, encoder.eod_id
     )
-    n_bytes = sum(documents.counts(shard)["bytes"].total() for shard in shards)
-    n_bytes *= np.count_nonzero(kept_M) / len(kept_M)  # about: removed documents are as long as others
-    with meter("prepare: tokenising", n_bytes / 1e6, "MB") as bar:
+    # About: as if removed documents were as long as others.
+    total = sum(n_bytes.values()) * np.count_nonzero(kept_M) / len(kept_M)
+    with meter("prepare: tokenising", total / 1e6, "MB") as bar:
         bar.skip(writer.done["bytes"] / 1e6)
         for group in documents.groups(shards, ["text"], kept_M, start=writer.done["batches"]):
-            n_bytes_B = _n_bytes(group["text"])
+            n_bytes_B = documents.text_bytes(group["text"])
             writer.append(encoder.encode(group["text"].to_pylist()), n_bytes_B)
             bar.add(n_bytes_B.sum() / 1e6)
     ids = (group["id"].to_pylist() for group in documents.groups(shards, ["id"], kept_M))

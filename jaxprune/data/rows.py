@@ -108,7 +108,7 @@ class Rows:
         """Tokens of some of the planned rows: int32 [B, S]."""
         pieces = slice(plan.piece_B1[rows.start], plan.piece_B1[rows.stop])
         begin_P, end_P = plan.begin_P[pieces].tolist(), plan.end_P[pieces].tolist()
-        # Joining bytes costs half of np.concatenate, and a fifth of an index for every token.
+        # Joining bytes costs half of np.concatenate, and less than a fifth of an index for every token.
         tokens = self._store.tokens.data
         joined = b"".join([tokens[begin:end] for begin, end in zip(begin_P, end_P, strict=True)])
         row_tokens = np.frombuffer(joined, self._store.tokens.dtype).astype(np.int32)

@@ -86,8 +86,9 @@ class _Draws:
     def _around(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The merge over a span of time that covers [begin, end), and the draws of each domain before it.
 
-        Up to time t there are more than t - sum(phase) draws and at most K more: the bounds below, with
-        a margin for the rounding of the sum.
+        Up to time t there are more than t - sum(phase) draws, and at most K more than that. The bounds below
+        leave one draw of margin on either side, so that a count that rounding makes one too low or high moves
+        only draws outside [begin, end): places come from the sorted times alone.
         """
         before_K = self._count(begin + self._lead - np.count_nonzero(self._drawn_K) - 1)
         n_K = self._count(end + self._lead + 1) - before_K
@@ -104,16 +105,9 @@ class _Draws:
             return (number + self._phase_K[domain]) / self._weights_K[domain]
 
     def _count(self, time: float) -> np.ndarray:
-        """Draws of each domain up to a time: int64 [K].
-
-        The closed form may be one off by rounding, so the times of the draws next to it decide.
-        """
-        domain = np.flatnonzero(self._drawn_K)
-        last = np.floor(time * self._weights_K[domain] - self._phase_K[domain]).astype(np.int64)
-        count = last + (self._time(domain, last + np.array([[0], [1]])) <= time).sum(axis=0)
-        count_K = np.zeros(len(self._weights_K), np.int64)
-        count_K[domain] = np.maximum(count, 0)
-        return count_K
+        """Draws of each domain up to a time, to rounding: int64 [K]."""
+        count_K = np.floor(time * self._weights_K - self._phase_K).astype(np.int64) + 1
+        return np.where(self._drawn_K, np.maximum(count_K, 0), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,9 @@ def choose(model: config.Model, mesh: jax.sharding.Mesh) -> Kernel:
     return model.attention
 
 
-def attend(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array, kernel: Kernel) -> jax.Array:
+def attend(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array, kernel: str) -> jax.Array:
     """Causal attention, scores scaled by 1 / sqrt(C): [B, T, H, C], in the type and layout of q."""
+    assert kernel in ("xla", "cudnn", "splash"), f"{kernel} was not resolved by choose()"
     if kernel == "xla":
         return _xla(q_BTHC, k_BTGC, v_BTGC)
     return _on_each_device(_splash if kernel == "splash" else _cudnn)(q_BTHC, k_BTGC, v_BTGC)

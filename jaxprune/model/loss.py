@@ -30,12 +30,11 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
     tokens_BS = reshard(tokens_BS, sharding.ACT_BT)
     hidden_BTD, target_BT = model(tokens_BS[:, :-1]), tokens_BS[:, 1:]
     # Gathered once for all chunks, over which its gradient is summed before it is scattered.
-    spec_D, spec_V = sharding.HEAD_DV
-    weight_DV = reshard(model.unembedding(), P(None, spec_V, reduced=set(sharding.ROWS)))
+    weight_DV = reshard(model.unembedding(), P(None, "tensor", reduced=set(sharding.ROWS)))
 
     def nll(hidden_BCD: jax.Array, target_BC: jax.Array) -> jax.Array:
         logits_BCV = product(hidden_BCD, weight_DV, jnp.float32)
-        entry_V = jnp.arange(logits_BCV.shape[-1], out_sharding=P(spec_V))
+        entry_V = jnp.arange(logits_BCV.shape[-1], out_sharding=P("tensor"))
         logits_BCV = jnp.where(entry_V < model.vocab_size, logits_BCV, -jnp.inf)
         # A comparison and a sum, because a lookup would gather the vocabulary's parts.
         chosen_BC = jnp.where(entry_V == target_BC[..., None], logits_BCV, 0.0).sum(axis=-1)

@@ -51,39 +51,38 @@ def select(scores: ir.Table, rule: Select | None, seed: int = 0) -> ir.Table:
     table = scores.mutate(score=_.nll_sum / _.n_tokens.nullif(0))
     if rule is None:
         return table.mutate(kept=ibis.literal(True), reason=ibis.literal(""))
-    ranked = _ranked(table, rule, seed)
-    cuts = _cuts(ranked.filter(_.n_tokens >= rule.min_tokens), rule)
     is_random = rule.criterion == "random"
+    tie = ((f"{seed}:" + _.id) if is_random else _.id).hexdigest("md5")
+    ranked = _ranked(table, rule, tie)
+    cuts = _cuts(ranked.filter(_.n_tokens >= rule.min_tokens), rule, tie)
     reason = ibis.cases(  # a comparison with a missing edge is null, which is no case
         (_.n_tokens < rule.min_tokens, f"under {rule.min_tokens} tokens"),
-        (~_after("below"), "random" if is_random else "below the band"),
-        (_after("upto"), "random" if is_random else "above the band"),
+        (~_after("below", tie), "random" if is_random else "below the band"),
+        (_after("upto", tie), "random" if is_random else "above the band"),
         else_="",
     )
     decided = ranked.left_join(cuts, "group").mutate(reason=reason).mutate(kept=_.reason == "")
     return decided.select(*table.columns, "kept", "reason")
 
 
-def _ranked(table: ir.Table, rule: Select, seed: int) -> ir.Table:
-    """Adds what orders documents inside their `group`, (key, tie), and `slice`, its coarse form."""
-    table = table.mutate(
+def _ranked(table: ir.Table, rule: Select, tie: Any) -> ir.Table:
+    """Adds the columns that order documents inside their `group`: `key` (then `tie`), in coarse form `slice`."""
+    is_random = rule.criterion == "random"
+    return table.mutate(
         group=_.domain if rule.scope == "domain" else ibis.literal("all"),
         weight=_.n_tokens if rule.weight == "tokens" else ibis.literal(1, "int64"),
-    )
-    if rule.criterion == "random":
-        drawn = table.mutate(key=ibis.literal(0.0), tie=(f"{seed}:" + _.id).hexdigest("md5"))
-        return drawn.mutate(slice=_.tie[:3])
-    return table.mutate(
-        key=_.score, tie=_.id.hexdigest("md5"), slice=(_.score * _SLICES).floor().cast("int64")
+        key=ibis.literal(0.0) if is_random else _.score,
+        slice=tie[:3] if is_random else (_.score * _SLICES).floor().cast("int64"),
     )
 
 
-def _after(edge: str) -> Any:
-    """Whether a document stands behind the document at an edge."""
-    return (_.key > _[f"{edge}_key"]) | ((_.key == _[f"{edge}_key"]) & (_.tie > _[f"{edge}_tie"]))
+def _after(edge: str, tie: Any) -> Any:
+    """Whether a document stands behind the document at an edge; hashes the ids of equal keys only."""
+    key = _[f"{edge}_key"]
+    return ibis.cases((_.key > key, True), (_.key < key, False), else_=tie > _[f"{edge}_tie"])
 
 
-def _cuts(ranked: ir.Table, rule: Select) -> ir.Table:
+def _cuts(ranked: ir.Table, rule: Select, tie: Any) -> ir.Table:
     """For each group the last document before the band (below) and the last one inside it (upto).
 
     A document takes up (start, end] of its group's running weight, so the one sought is the one that
@@ -107,6 +106,7 @@ def _cuts(ranked: ir.Table, rule: Select) -> ir.Table:
     running = ibis.cumulative_window(group_by=["group", "name"], order_by=["key", "tie"])
     at_edges = (
         ranked.join(_table(edges, types), ["group", "slice"])
+        .mutate(tie=tie)
         .mutate(end=_.weight.sum().over(running))
         .filter(_.end - _.weight < _.edge, _.edge <= _.end)
         .select("group", "name", "key", "tie")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from jaxprune.artifact import Manifest, Workdir
+from jaxprune.artifact import ArtifactMissing, Manifest, Workdir
 from jaxprune.config import Config
 from jaxprune.data import tokenizer
 from jaxprune.data.store import SPLITS, TokenStore, totals
@@ -199,6 +199,11 @@ def _thinned(values: list[float]) -> list[float]:
 def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[str, Any]:
     """Weights and epochs of each domain: means over the seeds of an arm, and every run's own."""
     runs = json.loads((workdir.mix / "weights.json").read_text())
+    missing = [name for name in config.final_runs if name not in runs]
+    if missing:
+        raise ArtifactMissing(
+            f"there is no mixture of {', '.join(missing)} yet: run `jaxprune mix CONFIG` first"
+        )
     arms: dict[str, Any] = {}
     for arm in config.arms:
         of_arm = [runs[f"{arm}-{seed}"] for seed in config.seeds]

@@ -21,6 +21,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     Raises:
       ArtifactMissing: a stage has not run.
+      ValueError: the artifacts are not of one run.
     """
     manifests = {
         "prepare": require(workdir.prepare, "jaxprune prepare CONFIG"),
@@ -33,6 +34,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         manifests[f"train {name}"] = require(workdir.run(name), "jaxprune train CONFIG")
     for name in config.final_runs:
         manifests[f"evaluate {name}"] = require(workdir.evaluate(name), "jaxprune evaluate CONFIG")
+
+    _check(manifests)
 
     def make(folder: Path) -> dict[str, Any]:
         figures = collect(config, workdir, manifests)
@@ -67,6 +70,19 @@ def render(figures: dict[str, Any]) -> str:
         depth=partial(_depth, figures),
         domain_variable=lambda domain: charts.domain_variable(figures["domains"], domain),
     )
+
+
+def _check(manifests: dict[str, Manifest]) -> None:
+    """That each artifact was made from those that stand beside it."""
+    for name, manifest in manifests.items():
+        stage_of = {"reference": "train reference", "train": name.replace("evaluate", "train")}
+        for given, fingerprint in manifest.inputs.items():
+            source = manifests.get(stage_of.get(given, given))
+            if source is not None and source.fingerprint != fingerprint:
+                raise ValueError(
+                    f"`{name}` was made from another `{source.stage}` than the one that is there: "
+                    "`jaxprune run CONFIG` makes again what has changed"
+                )
 
 
 def _depth(figures: dict[str, Any], measure: str, change: dict[str, Any]) -> float:

@@ -136,11 +136,23 @@ def test_dedup_none_keeps_duplicate_texts(tmp_path):
     assert set(stored(tmp_path / "w/prepare")) == expected
 
 
-def test_a_second_call_does_nothing_and_a_changed_input_does_all(tmp_path, monkeypatch, capsys):
+def test_a_file_of_nothing_but_copies_leaves_nothing(tmp_path):
+    a = rows("a", 30)
+    write_lines(tmp_path / "1.jsonl", a)
+    write_lines(tmp_path / "2.jsonl", [{**row, "id": f"copy of {row['id']}"} for row in a])
+    write_lines(tmp_path / "3.jsonl", rows("b", 30))
+    manifest = prepare.run(settings(tmp_path), Workdir(tmp_path / "w"))
+    assert manifest.counts["removed"] == {"duplicate text": 30}
+    assert set(stored(tmp_path / "w/prepare")) == {row["id"] for row in [*a, *rows("b", 30)]}
+
+
+def test_a_second_call_does_nothing_and_a_changed_input_does_all(tmp_path):
     corpus(tmp_path / "c")
     workdir = Workdir(tmp_path / "w")
     first = prepare.run(settings(tmp_path / "c"), workdir)
+    written = (workdir.prepare / "tokens" / "tokens").stat().st_mtime_ns
     assert prepare.run(settings(tmp_path / "c"), workdir) == first
+    assert (workdir.prepare / "tokens" / "tokens").stat().st_mtime_ns == written
     write_lines(tmp_path / "c" / "4.jsonl", rows("c", 20))
     assert "c" in prepare.run(settings(tmp_path / "c"), workdir).counts["documents"]
 
@@ -309,8 +321,8 @@ def test_the_tokenizer_sees_no_held_out_text_and_every_domain_evenly(tmp_path, m
 
 
 def test_even_budgets_give_what_small_domains_lack_to_the_others():
-    assert prepare.even_budgets({"a": 10, "b": 100, "c": 1000}, 90) == {"a": 10, "b": 40, "c": 40}
-    assert prepare.even_budgets({"a": 10, "b": 20}, 90) == {"a": 10, "b": 20}
+    assert documents.even_budgets({"a": 10, "b": 100, "c": 1000}, 90) == {"a": 10, "b": 40, "c": 40}
+    assert documents.even_budgets({"a": 10, "b": 20}, 90) == {"a": 10, "b": 20}
 
 
 def test_every_domain_has_held_out_documents(tmp_path):

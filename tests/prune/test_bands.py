@@ -37,8 +37,8 @@ def kept(scores: pa.Table, rule: Select, seed: int = 0) -> set[str]:
     return set(decided.filter(decided["kept"])["id"].to_pylist())
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 100])
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("n", [1, 7, 100])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.75, 1.0])
 def test_shares_are_exact(n, rate):
     hundredths = round(rate * 100) * n
     for criterion in CRITERIA:
@@ -48,7 +48,7 @@ def test_shares_are_exact(n, rate):
             assert keeps == hundredths // 100
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.5])
 @pytest.mark.parametrize("weight", ["documents", "tokens"])
 @pytest.mark.parametrize("ties", [False, True])
 def test_low_and_high_are_a_partition(rate, weight, ties):
@@ -59,8 +59,7 @@ def test_low_and_high_are_a_partition(rate, weight, ties):
     assert low | high == set(scores["id"].to_pylist())
 
 
-@pytest.mark.parametrize("scope", ["global", "domain"])
-@pytest.mark.parametrize("weight", ["documents", "tokens"])
+@pytest.mark.parametrize(("scope", "weight"), [("global", "documents"), ("domain", "tokens")])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_order_of_the_corpus_does_not_matter_even_with_ties(criterion, scope, weight):
     scores = corpus(120, ties=True)
@@ -80,7 +79,7 @@ def test_the_base_of_the_logarithm_does_not_matter():
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_counting_tokens_keeps_the_rate_of_tokens_within_one_document(criterion):
     scores = corpus(200)
-    for rate in (0.05, 0.5, 0.8):
+    for rate in (0.05, 0.8):
         decided = decide(scores, Select(criterion=criterion, rate=rate, weight="tokens"))
         tokens = decided["n_tokens"].to_numpy()
         share = tokens[decided["kept"].to_numpy()].sum()

@@ -56,10 +56,14 @@ def texts(documents: int = 60, domains: tuple[str, ...] = tuple(HARDNESS)) -> di
     }
 
 
-def finish(folder: Path, stage: str, seconds: float, **counts) -> Manifest:
+def finish(
+    folder: Path, stage: str, seconds: float, inputs: dict[str, str] | None = None, **counts
+) -> Manifest:
     """Leaves the manifest that makes a folder an artifact."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(stage=stage, settings={}, counts=counts, versions={"jax": "0"}, seconds=seconds)
+    manifest = Manifest(
+        stage=stage, settings={}, inputs=inputs or {}, counts=counts, versions={"jax": "0"}, seconds=seconds
+    )
     write_json(folder / "manifest.json", dataclasses.asdict(manifest))
     return manifest
 

@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from report_artifacts import settings, texts, write_workdir
+from report_artifacts import finish, settings, texts, write_workdir
 
 from jaxprune import config
 from jaxprune.artifact import ArtifactMissing, read_manifest
@@ -142,3 +142,11 @@ def test_a_report_that_stands_is_not_made_again_and_a_missing_stage_is_named(rep
     assert page.run(made, workdir) == before
     with pytest.raises(ArtifactMissing, match="jaxprune train"):
         page.run(dataclasses.replace(made, arms=(*made.arms, "within_domain")), workdir)
+
+
+def test_artifacts_of_different_runs_are_not_shown_as_one(tmp_path):
+    made, workdir = write_workdir(tmp_path, settings(arms=("none",), seeds=(0,)), texts(12), {})
+    finish(workdir.score, "score", 1.0, inputs={"prepare": "another"})
+    with pytest.raises(ValueError, match="`score` was made from another `prepare`"):
+        page.run(made, workdir)
+    assert not workdir.report.exists()
