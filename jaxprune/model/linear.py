@@ -5,11 +5,10 @@ B rows, T positions, I width in, O width out, L layers.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -36,7 +35,6 @@ class Linear(nnx.Module):
         return (y_BTO.astype(jnp.float32) + self.bias_LO[...]).astype(y_BTO.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x_BTI: jax.Array, weight_IO: jax.Array, dtype: DTypeLike) -> jax.Array:
     """x W in x's type, accumulated in float32 and returned as `dtype`; W is float32.
 
@@ -44,7 +42,7 @@ def product(x_BTI: jax.Array, weight_IO: jax.Array, dtype: DTypeLike) -> jax.Arr
     gathered weight is kept in between. Its gradient is accumulated and summed over the rows in float32
     (autodiff would sum in x's type, or multiply in float32), and scattered as W lies.
     """
-    return _forward(x_BTI, weight_IO, dtype)[0]
+    return _product(x_BTI, weight_IO, dtype)
 
 
 def _forward(
@@ -57,9 +55,9 @@ def _forward(
         used_IO,
         precision=precision(x_BTI.dtype),
         preferred_element_type=dtype,
-        out_sharding=P(ROWS, None, _spec(used_IO).partitions[1]),
+        out_sharding=P(ROWS, None, _spec(used_IO).partitions[-1]),
     )
-    return y_BTO, (x_BTI, weight_IO)
+    return checkpoint_name(y_BTO, "product"), (x_BTI, weight_IO)
 
 
 def _backward(
@@ -80,12 +78,13 @@ def _backward(
     return dx_BTI, dweight_IO
 
 
-product.defvjp(_forward, _backward)
+_product = jax.custom_vjp(lambda x, weight, dtype: _forward(x, weight, dtype)[0], nondiff_argnums=(2,))
+_product.defvjp(_forward, _backward)
 
 
 def precision(dtype: DTypeLike) -> jax.lax.Precision:
     """Of products of `dtype`: float32 means float32, also on devices that would round it to less."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def _gathered(weight_IO: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -30,7 +30,7 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
     tokens_BS = reshard(tokens_BS, sharding.ACT_BT)
     hidden_BTD, target_BT = model(tokens_BS[:, :-1]), tokens_BS[:, 1:]
     # Gathered once for all chunks, over which its gradient is summed before it is scattered.
-    weight_DV = reshard(model.unembedding(), P(None, "tensor", reduced=set(sharding.ROWS)))
+    weight_DV = reshard(model.unembedding(), P(None, "tensor", reduced=frozenset(sharding.ROWS)))
 
     def nll(hidden_BCD: jax.Array, target_BC: jax.Array) -> jax.Array:
         logits_BCV = product(hidden_BCD, weight_DV, jnp.float32)
