@@ -42,7 +42,7 @@ Side = Callable[[str, int], Figures]  # (score or train, length)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch and numpy")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
     parser.add_argument("--turns", type=int, default=5, help="measured steps of each side, for each case")

@@ -114,7 +114,7 @@ def locked(workdir: Workdir) -> Iterator[None]:
       StageError: another process works in it.
     """
     workdir.root.mkdir(parents=True, exist_ok=True)
-    with (workdir.root / ".lock").open("w") as file:
+    with (workdir.root / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -37,7 +37,7 @@ def choose(model: config.Model, mesh: jax.sharding.Mesh) -> Kernel:
     """
     device, width = mesh.devices.flat[0], model.d_model // model.n_heads
     nvidia = device.platform in ("gpu", "cuda") and "nvidia" in device.device_kind.lower()
-    obstacles = {
+    obstacles: dict[Kernel, str | None] = {
         "xla": None,
         "splash": None if device.platform == "tpu" else f"runs on TPUs, and this is {device.device_kind}",
         "cudnn": (
@@ -47,14 +47,16 @@ def choose(model: config.Model, mesh: jax.sharding.Mesh) -> Kernel:
             else None
         ),
     }  # fmt: skip
-    if model.attention == "auto":
-        fused = ("splash", "cudnn") if model.dtype == "bfloat16" else ()
-        return next((kernel for kernel in fused if obstacles[kernel] is None), "xla")
-    if obstacles[model.attention] is not None:
-        raise ValueError(
-            f"model.attention={model.attention} {obstacles[model.attention]}: set model.attention to auto or xla"
-        )
-    return model.attention
+    wanted = model.attention
+    if wanted == "auto":
+        fused: tuple[Kernel, ...] = ("splash", "cudnn") if model.dtype == "bfloat16" else ()
+        for kernel in fused:
+            if obstacles[kernel] is None:
+                return kernel
+        return "xla"
+    if obstacles[wanted] is not None:
+        raise ValueError(f"model.attention={wanted} {obstacles[wanted]}: set model.attention to auto or xla")
+    return wanted
 
 
 def attend(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array, kernel: str) -> jax.Array:
@@ -93,6 +95,7 @@ def _splash(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array) -> jax.Arra
         return jnp.pad(x_BTHC, ((0, 0), (0, padded - T), (0, 0), (0, 0))).swapaxes(1, 2)
 
     y_BHTC = jax.vmap(kernel)(headed(q_BTHC * C**-0.5), headed(k_BTGC), headed(v_BTGC))
+    assert isinstance(y_BHTC, jax.Array)
     return y_BHTC.swapaxes(1, 2)[:, :T]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -41,7 +42,7 @@ VEC_LD = P(None, None)
 VEC_D = P(None)
 
 
-def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """The mesh of `devices` (None: all of every process), axes `AXES`, all of them explicit.
 
     Raises:

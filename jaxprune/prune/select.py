@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from ibis import _
 
-from jaxprune import config
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.config import Arm, Config, Select, identity
 from jaxprune.progress import say
 from jaxprune.prune.bands import select
 
@@ -27,34 +27,34 @@ _COLUMNS = ("number", "id", "domain", "n_tokens", "n_bytes", "score", "kept", "r
 _SIZES = ("documents", "tokens", "bytes")
 
 
-def selection_of(arm: config.Arm, seed: int) -> str:
+def selection_of(arm: Arm, seed: int) -> str:
     """Name of the selection that a final run trains on."""
     return f"random-{seed}" if arm in ("random", "reweighted") else arm
 
 
-def rules_of(settings: config.Config) -> dict[str, tuple[config.Select | None, int]]:
+def rules_of(config: Config) -> dict[str, tuple[Select | None, int]]:
     """The rule and the seed of each selection that the arms need, each once; no rule keeps everything.
 
     The random arms draw from the documents that `pruned` ranks, at its rate and in its scope.
     """
-    rules: dict[str, tuple[config.Select | None, int]] = {}
-    pruned = settings.select
-    for arm, seed in settings.final_runs.values():
+    rules: dict[str, tuple[Select | None, int]] = {}
+    pruned = config.select
+    for arm, seed in config.final_runs.values():
         name = selection_of(arm, seed)
         if arm == "none":
-            rules[name] = (None, settings.seed)
+            rules[name] = (None, config.seed)
         elif arm == "pruned":
-            rules[name] = (pruned, settings.seed)
+            rules[name] = (pruned, config.seed)
         elif arm == "within_domain":
-            rules[name] = (dataclasses.replace(pruned, scope="domain"), settings.seed)
+            rules[name] = (dataclasses.replace(pruned, scope="domain"), config.seed)
         else:
             rules[name] = (dataclasses.replace(pruned, criterion="random"), seed)
         if arm == "reweighted":  # takes the mixture of `pruned`
-            rules["pruned"] = (pruned, settings.seed)
+            rules["pruned"] = (pruned, config.seed)
     return rules
 
 
-def run(config: config.Config, workdir: Workdir) -> Manifest:
+def run(config: Config, workdir: Workdir) -> Manifest:
     """Makes the selections of all arms from the scores, unless they are made already.
 
     Raises:
@@ -83,7 +83,7 @@ def run(config: config.Config, workdir: Workdir) -> Manifest:
     return build(workdir.select, "select", settings, {"score": score.fingerprint}, make)
 
 
-def write(folder: Path, name: str, scores: ir.Table, rule: config.Select | None, seed: int) -> dict[str, Any]:
+def write(folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: int) -> dict[str, Any]:
     """Makes one selection: `<name>.parquet` (every document) and `<name>.npy` (the kept numbers).
 
     Args:
@@ -103,7 +103,7 @@ def write(folder: Path, name: str, scores: ir.Table, rule: config.Select | None,
     kept = pq.read_table(path, columns=["number"], filters=[("kept", "=", True)])
     np.save(folder / f"{name}.npy", kept["number"].to_numpy())
     counts = (
-        ibis.duckdb.connect()
+        ibis.get_backend(scores)
         .read_parquet(path)
         .group_by("domain", "reason")
         .agg(
@@ -118,11 +118,11 @@ def write(folder: Path, name: str, scores: ir.Table, rule: config.Select | None,
     return {"rule": _identity(rule), "seed": seed, **_summary(counts.to_pyarrow().to_pylist(), rule)}
 
 
-def _identity(rule: config.Select | None) -> dict[str, Any] | None:
-    return None if rule is None else config.identity(rule)
+def _identity(rule: Select | None) -> dict[str, Any] | None:
+    return None if rule is None else identity(rule)
 
 
-def _summary(counts: list[dict[str, Any]], rule: config.Select | None) -> dict[str, Any]:
+def _summary(counts: list[dict[str, Any]], rule: Select | None) -> dict[str, Any]:
     kept = [row for row in counts if row["reason"] == ""]
     domains = sorted({row["domain"] for row in counts})
     thresholds = {}

@@ -8,11 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from scoring import CONTEXT, VOCAB, mesh_of, model_on, random_documents, scorer_on, write_store
 
 from jaxprune import config
 from jaxprune.artifact import Workdir, write_json
 from jaxprune.data.store import TRAIN
+from jaxprune.model.sharding import ACT_BT, ROWS
 from jaxprune.progress import meter
 from jaxprune.prune import score
 from jaxprune.train.step import init_state, make_train_step
@@ -48,7 +51,8 @@ def test_every_score_is_that_of_a_dense_computation_of_the_document_alone(store,
         with jax.set_mesh(scorer.mesh):
             for start in range(0, len(stored) - 1, CONTEXT):
                 window = stored[start : start + CONTEXT + 1]
-                hidden_TD = np.asarray(hidden_of(window[None, :-1]), np.float64)[0]
+                tokens_BT = jax.device_put(window[None, :-1], NamedSharding(scorer.mesh, ACT_BT))
+                hidden_TD = np.asarray(hidden_of(tokens_BT), np.float64)[0]
                 logits_TV = hidden_TD @ np.asarray(model.unembedding(), np.float64)[:, :VOCAB]
                 log_total_T = np.log(np.exp(logits_TV).sum(axis=1))
                 total += (log_total_T - logits_TV[np.arange(len(window) - 1), window[1:]]).sum()
@@ -63,9 +67,10 @@ def test_a_score_is_the_training_loss_of_the_same_row(store, scorer, scored):
     optimizer = config.Optimizer()
     with jax.set_mesh(scorer.mesh):
         step = make_train_step(graphdef, optimizer, 10, 1)
-        _, metrics = step(
-            init_state(params, optimizer, 10), jnp.asarray(row)[None, None], jnp.zeros((1, 1), jnp.int32)
+        batch = jax.device_put(
+            (row[None, None], np.zeros((1, 1), np.int32)), NamedSharding(scorer.mesh, P(None, ROWS))
         )
+        _, metrics = step(init_state(params, optimizer, 10), *batch)
     assert float(metrics.nll_sum_K[0]) == pytest.approx(scored["nll_sum"][number].as_py(), rel=1e-6)
 
 
