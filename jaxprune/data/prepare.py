@@ -100,6 +100,11 @@ def _domains(n_bytes: Mapping[str, int]) -> tuple[str, ...]:
             f"the corpus has {len(n_bytes):,} domains, more than {_MAX_DOMAINS:,}: set corpus.domain_field to a "
             "field that holds the kind of text, or name sources DOMAIN=PATH"
         )
+    for name in {"all", "mean"} & n_bytes.keys():
+        raise ValueError(
+            f"a domain is called {name}, which stands for all domains in results: rename it, or set "
+            "corpus.domain_field to another field"
+        )
     return tuple(sorted(n_bytes))
 
 
