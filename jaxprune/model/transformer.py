@@ -146,8 +146,8 @@ class Attention(nnx.Module):
             )
         )
         if self.model.position == "rope":
-            q_BTHC = _rotate(q_BTHC, self.model.rope_theta)
-            k_BTGC = _rotate(k_BTGC, self.model.rope_theta)
+            q_BTHC = rotate(q_BTHC, self.model.rope_theta)
+            k_BTGC = rotate(k_BTGC, self.model.rope_theta)
         y_BTHC = attention.attend(q_BTHC, k_BTGC, v_BTGC, self.model.attention)
         return self.output(y_BTHC.reshape(B, T, -1))
 
@@ -187,8 +187,8 @@ class Norm(nnx.Module):
         return y_BTD.astype(x_BTD.dtype)
 
 
-def _rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions: channels c and c + C/2 turn together, as in Llama's released code."""
+def rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (Su et al., 2021): channels c and c + C/2 turn together, as in Llama's checkpoints."""
     _, T, _, C = x_BTHC.shape
     angle_TC = jnp.arange(T)[:, None] * theta ** (-jnp.arange(0, C, 2) / C)
     cos_TC, sin_TC = (f(angle_TC)[:, None, :] for f in (jnp.cos, jnp.sin))
