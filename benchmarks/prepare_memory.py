@@ -66,7 +66,7 @@ def generate(n_megabytes: int, path: Path) -> None:
                     if document is None:
                         del readers[domain]
                         continue
-                    name, text, _ = document
+                    name, text, *_ = document
                     text = f"copy {round_}\n{text}" if round_ else text
                     file.write(json.dumps({"id": f"{round_}/{name}", "text": text, "domain": domain}) + "\n")
                     left -= len(text.encode())

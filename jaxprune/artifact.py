@@ -24,6 +24,7 @@ from typing import Any
 
 from jaxprune.progress import say
 
+_STARTED = "started.json"
 _LIBRARIES = (
     "jaxprune",
     "jax",
@@ -196,22 +197,10 @@ def build(
         if present.fingerprint == wanted.fingerprint:
             say(f"{stage}: up to date")
             return present
-        changed = differences(
-            {"settings": present.settings, "inputs": present.inputs},
-            {"settings": wanted.settings, "inputs": wanted.inputs},
-        )
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        say(f"{stage}: made again, because {'; '.join(changed[:3])}{more}")
-    started = partial / "started.json"
-    if not (started.is_file() and started.read_text() == wanted.fingerprint):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        started.write_text(wanted.fingerprint)
-    else:
-        say(f"{stage}: continuing")
+        say(f"{stage}: made again, because {_changes(present, wanted)}")
+    _open_partial(partial, wanted)
     begin = time.monotonic()
     counts = make(partial)
-    started.unlink()
     manifest = dataclasses.replace(
         wanted, counts=counts, versions=_versions(), seconds=round(time.monotonic() - begin, 3)
     )
@@ -220,10 +209,49 @@ def build(
     return manifest
 
 
+def _open_partial(partial: Path, wanted: Manifest) -> None:
+    """Leaves `partial` empty, or with what an earlier call for the same manifest left in it.
+
+    What was left for another manifest (days of training, perhaps) is set aside under its fingerprint,
+    and taken up again when its settings come back.
+    """
+    started = partial / _STARTED
+    if started.is_file():
+        found = Manifest(**json.loads(started.read_text()))
+        if found.fingerprint == wanted.fingerprint:
+            say(f"{wanted.stage}: continuing")
+            return
+        aside = partial.with_name(f"{partial.name}-{found.fingerprint}")
+        partial.rename(aside)
+        changed = _changes(found, wanted)
+        say(
+            f"{wanted.stage}: what was begun before ({changed}) is kept in {aside}; delete it if it is not needed"
+        )
+    elif partial.exists():
+        shutil.rmtree(partial)  # killed before it was begun: nothing is in it
+    earlier = partial.with_name(f"{partial.name}-{wanted.fingerprint}")
+    if earlier.exists():
+        earlier.rename(partial)
+        say(f"{wanted.stage}: continuing")
+        return
+    partial.mkdir(parents=True)
+    write_json(started, dataclasses.asdict(wanted))
+
+
+def _changes(old: Manifest, new: Manifest) -> str:
+    """What differs, short enough for a line."""
+    changed = differences(
+        {"settings": old.settings, "inputs": old.inputs}, {"settings": new.settings, "inputs": new.inputs}
+    )
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return "; ".join(changed[:3]) + more
+
+
 def _finish_rename(folder: Path, partial: Path) -> None:
     """Puts a whole partial folder in place; safe to be killed in and called again."""
     if read_manifest(partial) is None:
         return
+    (partial / _STARTED).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)

@@ -8,8 +8,10 @@ one does not invalidate artifacts already made.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 NEUTRAL = {"neutral": True}
 
@@ -43,7 +45,30 @@ def check(holds: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class Settings:
+    """A group of settings, which checks itself when it is made: first the types, then the values."""
+
+    def __post_init__(self) -> None:
+        # Here, because it takes longer to import than the command line to answer.
+        from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+        for name, expected in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            try:
+                check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            except TypeCheckError:
+                readable = re.sub(r"\b(typing|jaxprune\.config)\.|<class '(?:\w+\.)*(\w+)'>", r"\2", str(expected))
+                raise ValueError(
+                    f"{type(self).__name__}.{name} is {value!r}: give a value of type {readable}"
+                ) from None
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Raises ValueError with one line that says what to set instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus(Settings):
     """Where documents come from, and which are dropped or held out."""
 
     sources: tuple[str, ...] = ("embedded",)
@@ -71,7 +96,7 @@ class Corpus:
     data_dir: str | None = neutral(None)
     """Folder of prepared TFDS datasets; None: the TFDS default."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check(len(self.sources) > 0, "corpus.sources is empty: name a source, or `embedded`")
         check(
             0 < self.heldout < 1,
@@ -88,7 +113,7 @@ class Corpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenizer:
+class Tokenizer(Settings):
     """A SentencePiece model trained on the corpus, or an existing tokenizer."""
 
     path: str | None = None
@@ -104,7 +129,7 @@ class Tokenizer:
     threads: int = neutral(2)
     """Threads that encode."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check(
             self.vocab_size >= 300,
             f"tokenizer.vocab_size is {self.vocab_size}: byte fallback needs at least 300",
@@ -113,10 +138,11 @@ class Tokenizer:
             self.train_bytes > 0,
             f"tokenizer.train_bytes is {self.train_bytes}: set a number above 0",
         )
+        check(self.threads > 0, f"tokenizer.threads is {self.threads}: set a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(Settings):
     """A decoder-only transformer."""
 
     d_model: int = 768
@@ -156,10 +182,17 @@ class Model:
     loss_chunk: int = neutral(512)
     """Positions whose logits exist at once in the loss; 0: all."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("d_model", "n_layers", "n_heads", "context", "unroll"):
             value = getattr(self, name)
             check(value > 0, f"model.{name} is {value}: set a number above 0")
+        for name in ("rope_theta", "init_std"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"model.{name} is {value}: set a finite number above 0")
+        check(
+            self.d_ff is None or self.d_ff > 0,
+            f"model.d_ff is {self.d_ff}: set a number above 0, or None",
+        )
         check(
             self.d_model % self.n_heads == 0,
             f"model.d_model is {self.d_model}: make it a multiple of model.n_heads, {self.n_heads}",
@@ -189,20 +222,20 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class Optimizer(Settings):
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
     """`lion` is the decoupled Lion of the pruning paper (Ankner et al., section 3.1)."""
     peak_lr: float = 6e-4
     """Highest learning rate."""
-    weight_decay: float = 0.1
-    """adamw, muon: decay per step is lr x weight_decay. lion: decay per step is weight_decay x
-    lr / peak_lr (decoupled, as in Composer)."""
-    b1: float = 0.9
-    """First momentum (muon: of the AdamW part)."""
-    b2: float = 0.95
-    """Second momentum (muon: of the AdamW part)."""
+    weight_decay: float | None = None
+    """adamw, muon: decay per step is lr x weight_decay; None: 0.1. lion: decay per step is weight_decay
+    x lr / peak_lr (decoupled, as in Composer); None: peak_lr, as in the paper."""
+    b1: float | None = None
+    """First momentum (muon: of the AdamW part); None: 0.9."""
+    b2: float | None = None
+    """Second momentum (muon: of the AdamW part); None: 0.95 for adamw and muon, 0.99 for lion."""
     eps: float = 1e-8
     """AdamW's denominator floor."""
     clip: float | None = 1.0
@@ -216,14 +249,15 @@ class Optimizer:
     final_lr: float = 0.1
     """Learning rate at the end, as a share of peak_lr."""
 
-    def __post_init__(self) -> None:
-        check(self.peak_lr > 0, f"optimizer.peak_lr is {self.peak_lr}: set a number above 0")
-        check(
-            self.weight_decay >= 0,
-            f"optimizer.weight_decay is {self.weight_decay}: set 0 or more",
-        )
-        for name in ("b1", "b2"):
+    def check_values(self) -> None:
+        for name in ("peak_lr", "eps"):
             value = getattr(self, name)
+            check(0 < value < math.inf, f"optimizer.{name} is {value}: set a finite number above 0")
+        check(
+            0 <= self.shrinkage < math.inf,
+            f"optimizer.weight_decay is {self.weight_decay}: set a finite number, 0 or more",
+        )
+        for name, value in zip(("b1", "b2"), self.momenta, strict=True):
             check(0 <= value < 1, f"optimizer.{name} is {value}: set a number in [0, 1)")
         for name in ("warmup", "decay", "final_lr"):
             value = getattr(self, name)
@@ -232,10 +266,28 @@ class Optimizer:
             self.clip is None or self.clip > 0,
             f"optimizer.clip is {self.clip}: set a number above 0, or None",
         )
+        check(
+            self.schedule != "wsd" or self.warmup + self.decay <= 1,
+            f"optimizer.warmup is {self.warmup} and optimizer.decay {self.decay}: "
+            "under wsd make them add up to 1 at most",
+        )
+
+    @property
+    def shrinkage(self) -> float:
+        """Weight decay, or the optimizer's own."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return self.peak_lr if self.name == "lion" else 0.1
+
+    @property
+    def momenta(self) -> tuple[float, float]:
+        """b1 and b2, or the optimizer's own."""
+        usual_b2 = 0.99 if self.name == "lion" else 0.95
+        return 0.9 if self.b1 is None else self.b1, usual_b2 if self.b2 is None else self.b2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Settings):
     """One training run: the reference, a proxy or the final model."""
 
     model: Model = field(default_factory=Model)
@@ -246,9 +298,9 @@ class Run:
     """Rows of a global batch (B); a step trains on batch_rows x model.context tokens."""
     microbatches: int = neutral(1)
     """Parts into which a batch is cut; gradients are summed over them."""
-    validate_every: int = 250
+    validate_every: int = neutral(250)
     """Steps between validations on the fixed held-out rows; 0: only at the end."""
-    validation_rows: int = 8
+    validation_rows: int = neutral(8)
     """Held-out rows for each domain (the same each time)."""
     checkpoint_every: int = neutral(250)
     """Steps between checkpoints."""
@@ -257,7 +309,7 @@ class Run:
     log_every: int = neutral(10)
     """Steps between lines of metrics."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("tokens", "batch_rows", "microbatches", "validation_rows", "checkpoint_every", "keep_checkpoints", "log_every"):  # fmt: skip
             value = getattr(self, name)
             check(value > 0, f"{name} is {value}: set a number above 0")
@@ -274,7 +326,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(Settings):
     """How documents are scored by the reference model."""
 
     batch_tokens: int = neutral(65_536)
@@ -282,14 +334,14 @@ class Score:
     shard_documents: int = neutral(16_384)
     """Documents of one shard: what a killed run may have to score again."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         for name in ("batch_tokens", "shard_documents"):
             value = getattr(self, name)
             check(value > 0, f"score.{name} is {value}: set a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Select:
+class Select(Settings):
     """Which scored documents are kept."""
 
     criterion: Literal["low", "medium", "high", "random"] = "medium"
@@ -303,7 +355,7 @@ class Select:
     min_tokens: int = 8
     """Documents with fewer tokens have noisy scores: they are not ranked, and are removed."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check(
             0 < self.rate <= 1,
             f"select.rate is {self.rate}: set a share above 0 and up to 1, such as 0.5",
@@ -312,19 +364,19 @@ class Select:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mix:
+class Mix(Settings):
     """Proportions of the domains in the final run's training tokens."""
 
     method: Literal["natural", "uniform", "temperature", "fixed"] = "natural"
     """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature)."""
     temperature: float = 2.0
-    """temperature: 1 is natural, infinity is uniform."""
+    """temperature: 1 is natural, infinity is uniform; no other method uses it."""
     weights: dict[str, float] = field(default_factory=dict)
     """fixed: a weight for each domain; they are divided by their sum."""
     max_epochs: float | None = None
     """Refuse a run in which a domain repeats more often than this; None: only warn above 4."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check(
             self.temperature > 0,
             f"mix.temperature is {self.temperature}: set a number above 0",
@@ -334,17 +386,21 @@ class Mix:
             f"mix.max_epochs is {self.max_epochs}: set a number above 0, or None",
         )
         check(
+            all(0 <= weight < math.inf for weight in self.weights.values()),
+            f"mix.weights is {self.weights}: weights must not be negative or infinite",
+        )
+        check(
             self.method != "fixed" or sum(self.weights.values()) > 0,
             "mix.method is fixed but mix.weights is empty: give a weight for each domain",
         )
         check(
-            all(weight >= 0 for weight in self.weights.values()),
-            f"mix.weights is {self.weights}: weights must not be negative",
+            self.method == "fixed" or not self.weights,
+            f"mix.weights is given but mix.method is {self.method}: set mix.method to fixed, or give no weights",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mesh:
+class Mesh(Settings):
     """How devices are arranged; -1 takes the devices that the other axes leave."""
 
     replica: int = 1
@@ -354,7 +410,7 @@ class Mesh:
     tensor: int = 1
     """Parts into which heads, MLP and vocabulary are cut."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         sizes = (self.replica, self.fsdp, self.tensor)
         check(
             all(size > 0 or size == -1 for size in sizes) and sizes.count(-1) <= 1,
@@ -363,7 +419,7 @@ class Mesh:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """Everything `jaxprune run` needs."""
 
     name: str
@@ -387,7 +443,7 @@ class Config:
     metrics: tuple[Literal["tensorboard"], ...] = neutral(("tensorboard",))
     """Where metrics go besides metrics.jsonl."""
 
-    def __post_init__(self) -> None:
+    def check_values(self) -> None:
         check(
             len(self.arms) > 0 and len(set(self.arms)) == len(self.arms),
             f"arms is {self.arms}: name each arm once",
@@ -396,6 +452,16 @@ class Config:
             len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
             f"seeds is {self.seeds}: name each seed once",
         )
+        for name, seeds in (("seed", (self.seed,)), ("seeds", self.seeds)):
+            check(
+                all(0 <= seed < 2**32 for seed in seeds),  # jax takes the lower 32 bits
+                f"{name} is {getattr(self, name)}: set whole numbers from 0 to {2**32 - 1}",
+            )
+        for name, value in (("scope", "domain"), ("criterion", "random")):
+            check(
+                getattr(self.select, name) != value or not {"pruned", "within_domain"} <= set(self.arms),
+                f"select.{name} is {value}, which makes the arms pruned and within_domain the same: leave out one",
+            )
 
     @property
     def final_runs(self) -> dict[str, tuple[Arm, int]]:

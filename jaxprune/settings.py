@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import runpy
-from collections.abc import Iterator
+import shlex
+import traceback
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin
 
 import tyro
-from typeguard import TypeCheckError, check_type
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+import jaxprune.config
 from jaxprune.config import Config
 
 
@@ -38,6 +41,7 @@ def load(path: str, overrides: list[str]) -> Config:
                 use_underscores=True,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+                registry=_REGISTRY,
             )
         except SystemExit as error:
             if error.code == 0:  # --help
@@ -49,16 +53,35 @@ def load(path: str, overrides: list[str]) -> Config:
             raise ValueError(f"{unknown[0]} is not the value of a setting: write --SETTING VALUE")
         name = option.lstrip("-").split("=")[0]
         raise ValueError(f"there is no setting --{name}{_nearest(name, list(_fields(config)))}")
-    _check_types(config)
     return config
 
 
 def show(config: Config) -> str:
-    """The resolved tree, a field a line, in the form that the command line takes."""
+    """The resolved tree, a setting a line, as the command line takes it."""
+    return "\n".join(shlex.join([f"--{name}", *_words(value)]) for name, value in _fields(config).items())
+
+
+def notes(config: Config) -> list[str]:
+    """A line for each reason why settings that were changed do nothing, or that arms are alike."""
+    given = config.tokenizer.path is not None
+    idle = {
+        f"tokenizer.path is {config.tokenizer.path}": (
+            ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
+            if given
+            else ("tokenizer.eod_token",)
+        )
+    }
+    if config.mix.method != "temperature":
+        idle[f"mix.method is {config.mix.method}"] = ("mix.temperature",)
+    values, defaults = _fields(config), _fields(Config(name=""))
     lines = []
-    for name, value in _fields(config).items():
-        lines.append(f"{name} = {value!r}")
-    return "\n".join(lines)
+    for reason, names in idle.items():
+        changed = [name for name in names if values[name] != defaults[name]]
+        if changed:
+            lines.append(f"{reason}: {', '.join(changed)} has no effect")
+    if config.select.criterion == "random" and {"pruned", "random"} <= set(config.arms):
+        lines.append("select.criterion is random: the arm pruned is one more random arm")
+    return lines
 
 
 def _call(path: str) -> Config:
@@ -68,25 +91,15 @@ def _call(path: str) -> Config:
         raise ValueError(f"there is no config file {path}{_nearest(path, there)}")
     try:
         names = runpy.run_path(path)
-    except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-    if "config" not in names:
-        raise ValueError(f"{path} has no function `config`: write `def config() -> Config:` in it")
-    try:
+        if "config" not in names:
+            raise ValueError(f"{path} has no function `config`: write `def config() -> Config:` in it")
         config = names["config"]()
-    except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown is None:
-            raise
-        fields = {name.rsplit(".", 1)[-1] for name in _fields(Config(name=""))}
-        raise ValueError(
-            f"{path}: there is no setting {unknown[1]}{_nearest(unknown[1], sorted(fields))}"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever a user's program raises
+        raise ValueError(_located(path, error)) from error
     if not isinstance(config, Config):
         raise ValueError(f"{path}: config() returned a {type(config).__name__}, not a jaxprune.config.Config")
-    _check_types(config)
     return config
 
 
@@ -100,20 +113,6 @@ def _fields(settings: Any, prefix: str = "") -> dict[str, Any]:
         else:
             leaves[prefix + field.name] = value
     return leaves
-
-
-def _check_types(settings: Any, prefix: str = "") -> None:
-    """A config file is Python, which does not check the types of what it is given."""
-    hints = get_type_hints(type(settings))
-    for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), prefix + field.name
-        try:
-            check_type(value, hints[field.name])
-        except TypeCheckError:
-            expected = re.sub(r"\btyping\.|jaxprune\.config\.|<class '(\w+)'>", r"\1", str(hints[field.name]))
-            raise ValueError(f"{name} is {value!r}, which is not a {expected}") from None
-        if dataclasses.is_dataclass(value):
-            _check_types(value, f"{name}.")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -131,13 +130,9 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def _unboxed(printed: str) -> str:
-    """The message in the box that tyro prints, in one line."""
-    return " ".join(_box_lines(printed))
-
-
-def _box_lines(printed: str) -> Iterator[str]:
-    for line in printed.splitlines()[1:]:
-        text = line.strip("│╭╰╮╯ ")
-        if not text.strip("─"):
-            return
-        yield text
+    """The message in the box that tyro prints (title, message, rule, advice), in one line."""
+    lines = [line.strip("│╭╰╮╯ ") for line in printed.splitlines()[1:]]
+    lines = list(itertools.dropwhile(lambda line: not line.strip("─-"), lines))
+    message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), lines))
+    # The messages of `config` name the field themselves.
+    return re.sub(r"^Error parsing [\w.]+: ", "", message)

@@ -43,7 +43,28 @@ def test_an_interrupted_build_is_handed_back_and_a_foreign_one_is_not(tmp_path):
     assert log[1] == ["part", "started.json"]
     artifact.build(tmp_path / "a", "a", {"x": 2}, {}, _make(log))
     assert log[2] == ["started.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(tmp_path, capsys):
+    log = []
+    with pytest.raises(KeyboardInterrupt):
+        artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log, fail=True))
+    with pytest.raises(KeyboardInterrupt):
+        artifact.build(tmp_path / "a", "a", {"x": 2}, {}, _make(log, fail=True))
+    assert "what was begun before (settings.x: 1 -> 2) is kept in" in capsys.readouterr().err
+    artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log))
+    assert log == [["started.json"], ["started.json"], ["part", "started.json"]]
+
+
+def test_a_kill_before_the_manifest_loses_nothing(tmp_path, monkeypatch):
+    log = []
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "_versions", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log))
+    artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log))
+    assert log[1] == ["part", "started.json"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["manifest.json", "part"]
 
 
 def test_a_kill_between_manifest_and_rename_is_finished(tmp_path, monkeypatch):

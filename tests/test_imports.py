@@ -48,7 +48,11 @@ def test_imports_run_one_way():
 
 
 def test_data_and_selection_do_not_import_jax():
-    files = [*(PACKAGE / "data").rglob("*.py"), PACKAGE / "prune" / "select.py", PACKAGE / "prune" / "bands.py"]
+    files = [
+        *(PACKAGE / "data").rglob("*.py"),
+        PACKAGE / "prune" / "select.py",
+        PACKAGE / "prune" / "bands.py",
+    ]
     users = [file for file in files for name in _imports(file) if name.split(".")[0] in ("jax", "flax")]
     assert not users
 

@@ -11,7 +11,7 @@ import difflib
 import io
 import json
 import numbers
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ __all__ = ["Defect", "Document", "Part", "fingerprint", "parts", "read"]
 _BLOCK = 1 << 20  # bytes read at once
 _COMPRESSED_BLOCK = 1 << 14  # smaller: what a damaged block would still have given is lost
 _PARQUET_ROWS = 64  # converted at once
+_Consumed = Callable[[int], None]  # is told how many bytes more of a part have been read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,7 @@ class Document:
     text: str
     domain: str
     source: str  # file and record, for people
+    group: str = ""  # documents of a domain with the same group are in the same split; empty: the id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,16 @@ class Defect:
     reason: str  # one of a few: `empty`, `missing text`, `invalid JSON`, ...
 
 
-def read(part: Part, corpus: config.Corpus) -> Iterator[Document | Defect]:
+def read(
+    part: Part, corpus: config.Corpus, consumed: _Consumed = lambda n_bytes: None
+) -> Iterator[Document | Defect]:
     """The documents of a part in their order, with a `Defect` in place of each record that is none.
+
+    Args:
+      part: what to read.
+      corpus: which fields to read, and what to do with defects.
+      consumed: is told how many bytes more of the part, as it stands on disk, have been read. Of Parquet
+        they are those of the columns that are read; of TFDS, an even share for each record.
 
     Raises:
       ValueError: a record is defective and `corpus.on_defect` is `error`; or, however that is set, all
@@ -58,12 +68,12 @@ def read(part: Part, corpus: config.Corpus) -> Iterator[Document | Defect]:
       OSError: the storage failed.
     """
     if part.format == "embedded":
-        for identity, text, source in embedded.read(part.domain):
-            yield Document(id=identity, text=text, domain=part.domain, source=source)
+        for identity, text, source, file in embedded.read(part.domain, consumed):
+            yield Document(id=identity, text=text, domain=part.domain, source=source, group=file)
         return
     n_records = n_lacking = 0
     first: Mapping[str, Any] = {}
-    for record in _READERS[part.format](part, corpus):
+    for record in _READERS[part.format](part, corpus, consumed):
         n_records += 1
         fields, identity, domain = record.fields, record.label, part.domain
         try:
@@ -165,18 +175,21 @@ def _require(fields: Collection[str], part: Part, corpus: config.Corpus) -> None
 
 
 class _Storage(io.RawIOBase):
-    """An opened file that remembers whether the storage failed, which is no defect of what it stores."""
+    """An opened file that tells what is read from it, and remembers whether the storage failed, which is
+    no defect of what it stores."""
 
-    def __init__(self, file: pa.NativeFile) -> None:
-        self._file = file
+    def __init__(self, file: pa.NativeFile, consumed: _Consumed) -> None:
+        self._file, self._consumed = file, consumed
         self.failed = False
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._file.read(size)
+            data = self._file.read(size)
         except OSError:
             self.failed = True
             raise
+        self._consumed(len(data))
+        return data
 
     def readable(self) -> bool:
         return True
@@ -188,17 +201,17 @@ class _Storage(io.RawIOBase):
         return self._file.tell()
 
 
-def _blocks(part: Part, file: File) -> Iterator[bytes]:
+def _blocks(part: Part, file: File, consumed: _Consumed) -> Iterator[bytes]:
     """A file's content, decompressed; raises `_Flaw` where a compressed file is damaged or cut off."""
     compression = codec(file.path)
     if compression and file.size == 0:
         raise _Flaw("truncated or damaged file", f"an empty file is no {compression}")
     with part.filesystem.open_input_stream(file.path, compression=None) as raw:
+        storage = _Storage(raw, consumed)
         if compression is None:
-            while block := raw.read(_BLOCK):
+            while block := storage.read(_BLOCK):
                 yield block
             return
-        storage = _Storage(raw)
         with pa.CompressedInputStream(pa.PythonFile(storage, mode="r"), compression) as stream:
             while block := _decompress(stream, storage, compression):
                 yield block
@@ -229,11 +242,11 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 # Formats.
 
 
-def _read_json_lines(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
+def _read_json_lines(part: Part, corpus: config.Corpus, consumed: _Consumed) -> Iterator[_Record]:
     [file] = part.files
     number = 0
     try:
-        for number, line in enumerate(_lines(_blocks(part, file)), 1):
+        for number, line in enumerate(_lines(_blocks(part, file, consumed)), 1):
             if not line.isspace():
                 fields = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
                 yield _Record(f"{file.name}:{number}", f"{file.shown}, line {number}", fields)
@@ -255,11 +268,11 @@ def _parse(line: bytes) -> Mapping[str, Any] | _Flaw:
     return fields
 
 
-def _read_parquet(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
+def _read_parquet(part: Part, corpus: config.Corpus, consumed: _Consumed) -> Iterator[_Record]:
     [file] = part.files
     number = 0
     with part.filesystem.open_input_file(file.path) as raw:
-        storage = _Storage(raw)
+        storage = _Storage(raw, consumed)
         try:
             # One buffered column chunk at a time: row groups may be larger than memory.
             table = pq.ParquetFile(pa.PythonFile(storage, mode="r"), pre_buffer=False, buffer_size=_BLOCK)
@@ -288,10 +301,11 @@ def _undecoded(column: pa.Array) -> pa.Array:
     return column.cast(pa.binary_view()) if pa.types.is_string_view(column.type) else column
 
 
-def _read_text(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
+def _read_text(part: Part, corpus: config.Corpus, consumed: _Consumed) -> Iterator[_Record]:
     for file in part.files:
         try:
-            fields = {corpus.id_field: file.name, corpus.text_field: b"".join(_blocks(part, file))}
+            text = b"".join(_blocks(part, file, consumed))
+            fields = {corpus.id_field: file.name, corpus.text_field: text}
         except _Flaw as flaw:
             fields = flaw
         if not part.domain:
@@ -299,7 +313,7 @@ def _read_text(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
         yield _Record(file.name, file.shown, fields)
 
 
-def _read_tfds(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
+def _read_tfds(part: Part, corpus: config.Corpus, consumed: _Consumed) -> Iterator[_Record]:
     import tensorflow_datasets as tfds
 
     source: Any = tfds.data_source(part.dataset, split=part.split, data_dir=corpus.data_dir, download=False)
@@ -308,6 +322,7 @@ def _read_tfds(part: Part, corpus: config.Corpus) -> Iterator[_Record]:
     domain = features.get(corpus.domain_field)
     for index in range(len(source)):
         fields = source[index]
+        consumed(part.n_bytes // len(source))
         if isinstance(domain, tfds.features.ClassLabel):
             label = int(fields[corpus.domain_field])
             fields[corpus.domain_field] = domain.int2str(label) if label >= 0 else None  # -1: no label

@@ -23,10 +23,11 @@ from jaxprune.config import Corpus
 from jaxprune.data import corpus
 from jaxprune.progress import Meter
 
-COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "text", "source")])
+COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "text", "source", "group")])
 REMOVED_COLUMNS = pa.schema([(name, pa.string()) for name in ("id", "domain", "source", "reason")])
 _GROUP_BYTES = 4_000_000  # of text
 _GROUP_ROWS = 16_384
+_SHOW_BYTES = 1_000_000  # of a part, after which the bar moves
 _COUNTS = b"jaxprune"  # key of the counts in a shard's metadata
 
 
@@ -48,13 +49,15 @@ def write(
       settings: of the corpus.
       path, removed_path: Parquet files, which appear when they are whole.
       bytes_before: bytes of each domain in the parts before this one.
-      bar: is told the part's size on disk.
+      bar: is told the part's bytes on disk as they are read, its size in all.
     """
     documents = _Shard(path, COLUMNS)
     removed = _Shard(removed_path, REMOVED_COLUMNS)
     counts = {name: Counter() for name in ("documents", "bytes", "over_cap", "unread")}
     cap = settings.max_domain_bytes
-    for item in corpus.read(part, settings):
+    progress = _Progress(part, bar)
+    for item in corpus.read(part, settings, progress.consumed):
+        progress.show(counts["documents"])
         if isinstance(item, corpus.Defect):
             removed.add((item.id, item.domain, item.source, item.reason), 0)
             continue
@@ -67,11 +70,10 @@ def write(
         n_bytes = len(item.text.encode())
         counts["documents"][item.domain] += 1
         counts["bytes"][item.domain] += n_bytes
-        if documents.add((item.id, item.domain, item.text, item.source), n_bytes):
-            bar.add(0, f"{part.name}: {counts['documents'].total():,} documents")
+        documents.add((item.id, item.domain, item.text, item.source, item.group), n_bytes)
     removed.close({})
     documents.close(counts)
-    bar.add(part.n_bytes / 1e6, f"{part.name}: {counts['documents'].total():,} documents")
+    progress.finish(counts["documents"])
 
 
 def counts(path: Path) -> dict[str, Counter[str]]:
@@ -154,6 +156,30 @@ def text_bytes(texts: pa.ChunkedArray) -> np.ndarray:
     return pc.call_function("binary_length", [texts]).to_numpy()
 
 
+class _Progress:
+    """Moves a bar along a part as it is read, never beyond its size, which it reaches in the end."""
+
+    def __init__(self, part: corpus.Part, bar: Meter) -> None:
+        self._part, self._bar = part, bar
+        self._read = self._shown = 0  # bytes on disk
+
+    def consumed(self, n_bytes: int) -> None:
+        self._read = min(self._read + n_bytes, self._part.n_bytes)
+
+    def show(self, n_documents: Counter[str]) -> None:
+        if self._read - self._shown >= _SHOW_BYTES:
+            self._move(n_documents)
+
+    def finish(self, n_documents: Counter[str]) -> None:
+        self._read = self._part.n_bytes
+        self._move(n_documents)
+
+    def _move(self, n_documents: Counter[str]) -> None:
+        note = f"{self._part.name}: {n_documents.total():,} documents"
+        self._bar.add((self._read - self._shown) / 1e6, note)
+        self._shown = self._read
+
+
 class _Shard:
     """A Parquet file in the making, under a temporary name until it is whole."""
 
@@ -164,14 +190,11 @@ class _Shard:
         self._rows: list[tuple[str, ...]] = []
         self._bytes = 0
 
-    def add(self, row: tuple[str, ...], n_bytes: int) -> bool:
-        """Whether this completed a row group."""
+    def add(self, row: tuple[str, ...], n_bytes: int) -> None:
         self._rows.append(row)
         self._bytes += n_bytes
-        complete = self._bytes >= _GROUP_BYTES or len(self._rows) == _GROUP_ROWS
-        if complete:
+        if self._bytes >= _GROUP_BYTES or len(self._rows) == _GROUP_ROWS:
             self._flush()
-        return complete
 
     def close(self, counts: dict[str, Any]) -> None:
         if self._rows:

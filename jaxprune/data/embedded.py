@@ -67,13 +67,20 @@ def fingerprint(domain: str) -> str:
     return f"Python {platform.python_version()}, {len(files)} files, {digest([files, versions])}"
 
 
-def read(domain: str) -> Iterator[tuple[str, str, str]]:
-    """Id, text and path of each document of a domain; read lazily, at least 200 characters each."""
+def read(
+    domain: str, consumed: Callable[[int], None] = lambda n_bytes: None
+) -> Iterator[tuple[str, str, str, str]]:
+    """Id, text, path and the file's id of each document of a domain; read lazily.
+
+    A long file gives several documents, whose ids are the file's with `#1`, `#2`, ... behind it. Each has at
+    least 200 characters. `consumed` is told the size of each file that was read.
+    """
     extract = _EXTRACT.get(domain, _plain)
     for file in _files()[domain]:
         pieces = _pieces(extract(file.path))
+        consumed(file.size)
         for number, text in enumerate(pieces, 1):
-            yield file.id if len(pieces) == 1 else f"{file.id}#{number}", text, str(file.path)
+            yield file.id if len(pieces) == 1 else f"{file.id}#{number}", text, str(file.path), file.id
 
 
 # Which files a domain has.

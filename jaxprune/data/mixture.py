@@ -123,16 +123,6 @@ class MixtureSource:
         """How often each domain has been drawn before `step`, in multiples of its rows: float64 [K]."""
         return self.cursors(step) / np.maximum(self.n_rows_K, 1)
 
-    def check_epochs(self, steps: int, max_epochs: float) -> None:
-        """Raises `ValueError` where a run of `steps` would draw a domain more than `max_epochs` times."""
-        epochs_K = self.epochs(steps)
-        worst = int(epochs_K.argmax())
-        if epochs_K[worst] > max_epochs:
-            raise ValueError(
-                f"domain {self.domains[worst]} would be repeated {epochs_K[worst]:.2f} times in {steps} steps, more "
-                f"than mix.max_epochs = {max_epochs}: lower its weight, keep more of it, or train on fewer tokens"
-            )
-
     def _check_rows(self, stage: Stage) -> None:
         for domain, weight, n_rows, n_tokens in zip(
             self.domains, stage.weights, self.n_rows_K, self._rows.n_tokens_K, strict=True

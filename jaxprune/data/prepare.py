@@ -158,8 +158,8 @@ def _split(
     split.write(
         folder,
         (
-            (group["id"].to_pylist(), _numbers(group["domain"], domains))
-            for group in documents.groups(shards, ["id", "domain"], kept_M)
+            (_split_keys(rows), _numbers(rows["domain"], domains))
+            for rows in documents.groups(shards, ["id", "domain", "group"], kept_M)
         ),
         int(np.count_nonzero(kept_M)),
         domains,
@@ -167,6 +167,13 @@ def _split(
         heldout=config.corpus.heldout,
         reference=config.corpus.reference,
     )
+
+
+def _split_keys(rows: pa.Table) -> list[str]:
+    """The group of each document, or its id where it has none."""
+    return [
+        group or name for group, name in zip(rows["group"].to_pylist(), rows["id"].to_pylist(), strict=True)
+    ]
 
 
 def _numbers(names: pa.ChunkedArray, domains: Sequence[str]) -> np.ndarray:
@@ -217,7 +224,7 @@ def _tokenise(
             n_bytes_B = documents.text_bytes(group["text"])
             writer.append(encoder.encode(group["text"].to_pylist()), n_bytes_B)
             bar.add(n_bytes_B.sum() / 1e6)
-    ids = (group["id"].to_pylist() for group in documents.groups(shards, ["id"], kept_M))
+    ids = (group["id"] for group in documents.groups(shards, ["id"], kept_M))
     writer.finish(ids, domains, tokenizer.read_meta(folder / "tokenizer")["digest"])
 
 

@@ -9,9 +9,10 @@ Legend: B documents of a batch, K domains, N documents.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from jaxprune.data.split import HELDOUT, REFERENCE, SPLITS, TRAIN
 __all__ = ["HELDOUT", "REFERENCE", "SPLITS", "TRAIN", "TokenStore", "Writer"]
 
 _CHUNK = 1 << 20  # documents of an array that are looked at together
+_COMMIT_BYTES = 64_000_000  # of tokens, which a killed writer does again at most
+_INDEX_ROWS = 1 << 17  # of a row group of the index, about
 _INDEX = pa.schema(
     [
         ("number", pa.int64()),
@@ -93,28 +96,40 @@ class TokenStore:
 
     def ids(self, numbers: np.ndarray) -> list[str]:
         """The ids of documents, in the order of `numbers`."""
-        index = pq.ParquetFile(self.folder / "index.parquet")
-        rows = [index.metadata.row_group(group).num_rows for group in range(index.num_row_groups)]
-        ends = np.cumsum(rows)
-        group_B = np.searchsorted(ends, numbers, side="right")
+        footer, begins = self._index
+        group_B = np.searchsorted(begins, numbers, side="right") - 1
         ids = np.empty(len(numbers), object)
-        for group in np.unique(group_B):
-            wanted_B = np.flatnonzero(group_B == group)
-            column = index.read_row_group(int(group), ["id"])["id"]
-            ids[wanted_B] = column.take(
-                np.asarray(numbers)[wanted_B] - (ends[group] - rows[group])
-            ).to_pylist()
+        with pq.ParquetFile(self.folder / "index.parquet", metadata=footer) as index:
+            for group in np.unique(group_B).tolist():
+                wanted_B = np.flatnonzero(group_B == group)
+                column = index.read_row_group(group, ["id"])["id"]
+                ids[wanted_B] = column.take(np.asarray(numbers)[wanted_B] - begins[group]).to_pylist()
         return ids.tolist()
+
+    @functools.cached_property
+    def _index(self) -> tuple[pq.FileMetaData, np.ndarray]:
+        """The footer of `index.parquet`, and the first number of each of its row groups."""
+        footer = pq.read_metadata(self.folder / "index.parquet")
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        return footer, np.cumsum([0, *rows[:-1]])
 
 
 class Writer:
-    """Writes a store batch by batch; what `append` has returned from survives a kill.
+    """Writes a store batch by batch; what is committed, every 64 MB of tokens, survives a kill.
 
     `domain.npy` and `split.npy` stand in the folder already (`split.write`) and say how many
     documents there will be. The journal says how far the other files are good.
+
+    Attributes:
+      done: how much is written; of a new writer, how much was committed.
     """
 
     def __init__(self, folder: Path, journal: Path, vocab_size: int, eod_id: int) -> None:
+        """Begins a store, or continues what an earlier writer has committed.
+
+        Raises:
+          ValueError: the tokens are fewer than were committed.
+        """
         self.folder = folder
         self.vocab_size, self.eod_id = vocab_size, eod_id
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
@@ -130,12 +145,18 @@ class Writer:
         self._offsets_N1 = np.load(folder / "offsets.npy", mmap_mode="r+")
         self._n_bytes_N = np.load(folder / "n_bytes.npy", mmap_mode="r+")
         self._tokens = (folder / "tokens").open("r+b")
-        self._tokens.truncate(self.done["tokens"] * self.dtype.itemsize)
-        self._tokens.seek(0, os.SEEK_END)
-        assert self._tokens.tell() == self.done["tokens"] * self.dtype.itemsize, "the journal runs ahead"
+        self._committed_bytes = self.done["tokens"] * self.dtype.itemsize
+        found = self._tokens.seek(0, os.SEEK_END)
+        if found < self._committed_bytes:
+            raise ValueError(
+                f"{folder / 'tokens'} holds {found:,} bytes where {journal} says {self._committed_bytes:,}: it "
+                f"is damaged, delete {folder} and {journal} and run `jaxprune prepare`"
+            )
+        self._tokens.truncate(self._committed_bytes)
+        self._tokens.seek(self._committed_bytes)
 
     def append(self, tokens: Sequence[np.ndarray], n_bytes_B: np.ndarray) -> None:
-        """Adds the next documents and commits them.
+        """Adds the next documents, and commits where there is enough to commit.
 
         Args:
           tokens: text tokens of each document, without EOD.
@@ -158,40 +179,31 @@ class Writer:
                 "set tokenizer.eod_token to a token that no text becomes"
             )
         self._tokens.write(stored.tobytes())
-        self._tokens.flush()
-        os.fsync(self._tokens.fileno())
         self._offsets_N1[begin + 1 : end + 1] = self.done["tokens"] + ends_B
         self._n_bytes_N[begin:end] = n_bytes_B
-        self._offsets_N1.flush()
-        self._n_bytes_N.flush()
         self.done = {
             "batches": self.done["batches"] + 1,
             "documents": end,
             "tokens": self.done["tokens"] + size,
             "bytes": self.done["bytes"] + int(n_bytes_B.sum()),
         }
-        write_json(self._journal, self.done)
+        if self._tokens.tell() - self._committed_bytes >= _COMMIT_BYTES:
+            self._commit()
 
-    def finish(self, ids: Iterable[Sequence[str]], domains: Sequence[str], tokenizer_digest: str) -> None:
+    def _commit(self) -> None:
+        self._tokens.flush()
+        os.fsync(self._tokens.fileno())
+        self._offsets_N1.flush()
+        self._n_bytes_N.flush()
+        write_json(self._journal, self.done)
+        self._committed_bytes = self._tokens.tell()
+
+    def finish(self, ids: Iterable[pa.ChunkedArray], domains: Sequence[str], tokenizer_digest: str) -> None:
         """Writes `index.parquet` and, last, `meta.json`. `ids`: of all documents, batch by batch."""
+        self._commit()
         self._tokens.close()
         assert self.done["documents"] == len(self._split_N), self.done
-        temporary = self.folder / "index.parquet.tmp"
-        begin = 0
-        with pq.ParquetWriter(temporary, _INDEX, compression="zstd") as writer:
-            for ids_B in ids:
-                end = begin + len(ids_B)
-                columns = [
-                    np.arange(begin, end),
-                    ids_B,
-                    [domains[domain] for domain in self._domain_N[begin:end].tolist()],
-                    [SPLITS[split] for split in self._split_N[begin:end].tolist()],
-                    np.diff(self._offsets_N1[begin : end + 1]) - 1,
-                    self._n_bytes_N[begin:end],
-                ]
-                writer.write_table(pa.table(columns, schema=_INDEX))
-                begin = end
-        temporary.replace(self.folder / "index.parquet")
+        self._write_index(ids, domains)
         write_json(
             self.folder / "meta.json",
             {
@@ -199,11 +211,45 @@ class Writer:
                 "eod_id": self.eod_id,
                 "domains": list(domains),
                 "dtype": self.dtype.name,
-                "n_documents": begin,
+                "n_documents": self.done["documents"],
                 "n_tokens": totals(self.folder, domains)["tokens"],
                 "tokenizer": tokenizer_digest,
             },
         )
+
+    def _write_index(self, ids: Iterable[pa.ChunkedArray], domains: Sequence[str]) -> None:
+        temporary = self.folder / "index.parquet.tmp"
+        domain_names, split_names = pa.array(domains, pa.string()), pa.array(SPLITS)
+        begin = 0
+        with pq.ParquetWriter(temporary, _INDEX, compression="zstd") as writer:
+            for ids_B in _joined(ids):
+                end = begin + len(ids_B)
+                columns = [
+                    np.arange(begin, end),
+                    ids_B,
+                    domain_names.take(pa.array(self._domain_N[begin:end])),
+                    split_names.take(pa.array(self._split_N[begin:end])),
+                    np.diff(self._offsets_N1[begin : end + 1]) - 1,
+                    self._n_bytes_N[begin:end],
+                ]
+                writer.write_table(pa.table(columns, schema=_INDEX), row_group_size=len(ids_B))
+                begin = end
+        assert begin == self.done["documents"], (begin, self.done)
+        temporary.replace(self.folder / "index.parquet")
+
+
+def _joined(batches: Iterable[pa.ChunkedArray]) -> Iterator[pa.ChunkedArray]:
+    """Batches joined into row groups of the index: small ones would make its footer large."""
+    waiting: list[pa.Array] = []
+    n_waiting = 0
+    for batch in batches:
+        waiting += batch.chunks
+        n_waiting += len(batch)
+        if n_waiting >= _INDEX_ROWS:
+            yield pa.chunked_array(waiting)
+            waiting, n_waiting = [], 0
+    if n_waiting:
+        yield pa.chunked_array(waiting)
 
 
 def totals(folder: Path, domains: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:

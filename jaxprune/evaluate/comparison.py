@@ -15,6 +15,11 @@ The two variances are added, and the 95 % interval is Student's t with the degre
 Welch and Satterthwaite. Nothing is resampled: a bootstrap over two seeds sees half their variance.
 With two seeds there are few degrees of freedom and intervals are wide; with one there is no interval.
 
+Intervals are conditional on the reference model and its scores (one seed, one split of the corpus):
+all seeds of `pruned` share one selection, and what another reference would have kept is not in them.
+They are not corrected for the number of comparisons: of twenty arms that change nothing, one is
+expected to exclude zero.
+
 A arms, S seeds, N documents.
 """
 

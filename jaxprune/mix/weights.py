@@ -18,7 +18,7 @@ from jaxprune.data.store import TokenStore
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
 
-_MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
@@ -40,7 +40,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         for name, (arm, seed) in config.final_runs.items():
             selection = selection_of(arm, seed)
             mixture = "pruned" if arm == "reweighted" else selection
-            rows = kept_rows(summary[selection], domains, final.model.context)
+            kept = kept_tokens(summary[selection], domains)
+            rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
             wanted = proportions(config.mix, kept_tokens(summary[mixture], domains))
             weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
             epochs = {
@@ -57,27 +58,28 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         write_json(folder / "weights.json", runs)
         return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
 
-    settings = {
+    inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
+    return build(workdir.mix, "mix", settings_of(config), inputs, make)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that decide the mix artifact."""
+    return {
         "mix": identity(config.mix),
         "runs": list(config.final_runs),
-        "rows": training_rows,
-        "context": final.model.context,
+        "rows": config.final.steps * config.final.batch_rows,
+        "context": config.final.model.context,
     }
-    inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
-    return build(workdir.mix, "mix", settings, inputs, make)
 
 
 def kept_tokens(selection: Mapping[str, Any], domains: tuple[str, ...]) -> dict[str, int]:
-    """Kept tokens of text by domain, from a selection's summary; 0 for a domain that has none."""
-    kept = {domain: sizes["after"]["tokens"] for domain, sizes in selection["domains"].items()}
-    return {domain: kept.get(domain, 0) for domain in domains}
+    """Kept tokens by domain as rows hold them, each document's end-of-document token included.
 
-
-def kept_rows(selection: Mapping[str, Any], domains: tuple[str, ...], context: int) -> dict[str, int]:
-    """Rows by domain that one epoch of the kept documents draws."""
+    From a selection's summary, which counts text; 0 for a domain that has none.
+    """
     kept = {domain: sizes["after"] for domain, sizes in selection["domains"].items()}
     stored = {domain: sizes["tokens"] + sizes["documents"] for domain, sizes in kept.items()}
-    return {domain: max(stored.get(domain, 0) - 1, 0) // context for domain in domains}
+    return {domain: stored.get(domain, 0) for domain in domains}
 
 
 def proportions(mix: Mix, tokens: Mapping[str, int]) -> dict[str, float]:
@@ -146,7 +148,7 @@ def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: s
                 f"{title}: {name} would be repeated {times:.1f} times, and mix.max_epochs is {max_epochs:g}: "
                 "lower its weight, keep more of it, or lower final.tokens"
             )
-        if times > _MANY_EPOCHS:
+        if times > MANY_EPOCHS:
             say(
-                f"{title}: {name} is repeated {times:.1f} times; above {_MANY_EPOCHS} a repeat teaches little"
+                f"{title}: {name} is repeated {times:.1f} times; above {MANY_EPOCHS} a repeat teaches little"
             )

@@ -12,7 +12,8 @@ heads, C width of a head, F MLP width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from jax.sharding import PartitionSpec as P
 from jaxprune import config
 from jaxprune.model import attention, sharding
 from jaxprune.model.linear import Linear
+
+Keys = Iterator[jax.Array]  # one for each matrix
 
 
 def padded_vocab(vocab_size: int) -> int:
@@ -43,8 +46,12 @@ def create(
     """
     graphdef, _ = abstract(model, vocab_size, mesh)
     with jax.set_mesh(mesh):
-        make = jax.jit(lambda: nnx.as_pure(nnx.state(Transformer(model, vocab_size, nnx.Rngs(seed)))))
-        return graphdef, make()
+        return graphdef, _initial(model, vocab_size, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initial(model: config.Model, vocab_size: int, key: jax.Array) -> nnx.State:
+    return nnx.as_pure(nnx.state(Transformer(model, vocab_size, key)))
 
 
 def abstract(model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
@@ -52,7 +59,9 @@ def abstract(model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh) -> t
     sharding.check_divides(model, mesh)
     resolved = dataclasses.replace(model, attention=attention.choose(model, mesh))
     with jax.set_mesh(mesh):
-        graphdef, params = jax.eval_shape(lambda: nnx.split(Transformer(resolved, vocab_size, nnx.Rngs(0))))
+        graphdef, params = jax.eval_shape(
+            lambda: nnx.split(Transformer(resolved, vocab_size, jax.random.key(0)))
+        )
     return graphdef, jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec)),
         nnx.as_pure(params),
@@ -62,21 +71,22 @@ def abstract(model: config.Model, vocab_size: int, mesh: jax.sharding.Mesh) -> t
 class Transformer(nnx.Module):
     """Tokens to hidden states; `product(hidden, unembedding())` are the logits."""
 
-    def __init__(self, model: config.Model, vocab_size: int, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, vocab_size: int, key: jax.Array):
+        keys = iter(jax.random.split(key, 9))  # at once: each split alone would take as long to compile
         rows = padded_vocab(vocab_size)
         self.model, self.vocab_size = model, vocab_size
-        self.table_VD = _table(rngs, (rows, model.d_model), sharding.EMB_VD, model.init_std)
+        self.table_VD = _table(keys, (rows, model.d_model), sharding.EMB_VD, model.init_std)
         self.position_TD = (
-            _table(rngs, (model.context, model.d_model), sharding.POS_TD, model.init_std)
+            _table(keys, (model.context, model.d_model), sharding.POS_TD, model.init_std)
             if model.position == "learned"
             else None
         )
-        self.blocks = Block(model, rngs)
+        self.blocks = Block(model, keys)
         self.norm = Norm(model, ())
         self.weight_DV = (
             None
             if model.tie_embeddings
-            else _table(rngs, (model.d_model, rows), sharding.HEAD_DV, model.init_std)
+            else _table(keys, (model.d_model, rows), sharding.HEAD_DV, model.init_std)
         )
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
@@ -112,11 +122,11 @@ class Transformer(nnx.Module):
 class Block(nnx.Module):
     """One layer. Its parameters are stacked over layers, and a call sees one layer's."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, keys: Keys):
         self.attention_norm = Norm(model, (model.n_layers,))
-        self.attention = Attention(model, rngs)
+        self.attention = Attention(model, keys)
         self.mlp_norm = Norm(model, (model.n_layers,))
-        self.mlp = Mlp(model, rngs)
+        self.mlp = Mlp(model, keys)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
@@ -126,14 +136,13 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
     """Causal attention with grouped queries; heads are cut over `tensor`."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, keys: Keys):
         self.model = model
         D, C = model.d_model, model.d_model // model.n_heads
-        queries, keys = model.n_heads * C, model.kv_heads * C
-        self.query = _inward(model, rngs, D, queries)
-        self.key = _inward(model, rngs, D, keys)
-        self.value = _inward(model, rngs, D, keys)
-        self.output = _outward(model, rngs, queries, D)
+        self.query = _inward(model, keys, D, model.n_heads * C)
+        self.key = _inward(model, keys, D, model.kv_heads * C)
+        self.value = _inward(model, keys, D, model.kv_heads * C)
+        self.output = _outward(model, keys, model.n_heads * C, D)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         B, T, _ = x_BTD.shape
@@ -155,11 +164,11 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """GELU (exact) or SwiGLU; its width is cut over `tensor`."""
 
-    def __init__(self, model: config.Model, rngs: nnx.Rngs):
+    def __init__(self, model: config.Model, keys: Keys):
         D, F = model.d_model, model.mlp_width
-        self.gate = _inward(model, rngs, D, F) if model.mlp == "swiglu" else None
-        self.up = _inward(model, rngs, D, F)
-        self.down = _outward(model, rngs, F, D)
+        self.gate = _inward(model, keys, D, F) if model.mlp == "swiglu" else None
+        self.up = _inward(model, keys, D, F)
+        self.down = _outward(model, keys, F, D)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         if self.gate is None:
@@ -197,21 +206,21 @@ def rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
     return y_BTHC.astype(x_BTHC.dtype)
 
 
-def _table(rngs: nnx.Rngs, shape: tuple[int, int], spec: P, std: float) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, out_sharding=spec))
+def _table(keys: Keys, shape: tuple[int, int], spec: P, std: float) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(next(keys), shape, out_sharding=spec))
 
 
-def _inward(model: config.Model, rngs: nnx.Rngs, width_in: int, width_out: int) -> Linear:
+def _inward(model: config.Model, keys: Keys, width_in: int, width_out: int) -> Linear:
     """A projection from the residual stream."""
     shape = (model.n_layers, width_in, width_out)
-    return Linear(rngs.params(), shape, sharding.IN_LDF, std=model.init_std, bias=model.bias)
+    return Linear(next(keys), shape, sharding.IN_LDF, std=model.init_std, bias=model.bias)
 
 
-def _outward(model: config.Model, rngs: nnx.Rngs, width_in: int, width_out: int) -> Linear:
+def _outward(model: config.Model, keys: Keys, width_in: int, width_out: int) -> Linear:
     """A projection into the residual stream, which 2 L of them add up in."""
     shape = (model.n_layers, width_in, width_out)
     std = model.init_std / (2 * model.n_layers) ** 0.5
-    return Linear(rngs.params(), shape, sharding.OUT_LFD, std=std, bias=model.bias)
+    return Linear(next(keys), shape, sharding.OUT_LFD, std=std, bias=model.bias)
 
 
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:

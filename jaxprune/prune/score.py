@@ -103,8 +103,11 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     reference = require(workdir.run("reference"), "jaxprune train CONFIG --only reference")
     store = TokenStore(workdir.prepare / "tokens")
     numbers = store.documents(TRAIN)
+    is_checked = False
 
     def make(folder: Path) -> dict[str, Any]:
+        nonlocal is_checked
+        is_checked = True
         score_shards(
             folder,
             store,
@@ -117,7 +120,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     inputs = {"prepare": prepare.fingerprint, "reference": reference.fingerprint}
     manifest = build(workdir.score, "score", identity(config.score), inputs, make)
-    make(workdir.score)  # repairs what was damaged since
+    if not is_checked:
+        make(workdir.score)  # it stood there already: repairs what was damaged since
     return manifest
 
 

@@ -61,13 +61,12 @@ def run(config: Config, workdir: Workdir) -> Manifest:
       ArtifactMissing: the documents are not scored yet.
     """
     score = require(workdir.score, "jaxprune score CONFIG")
-    rules = rules_of(config)
 
     def make(folder: Path) -> dict[str, Any]:
         connection = ibis.duckdb.connect(memory_limit=_MEMORY, temp_directory=str(folder / "spill"))
         scores = connection.read_parquet(sorted(map(str, workdir.score.glob("part-*.parquet"))))
         summary = {}
-        for name, (rule, seed) in rules.items():
+        for name, (rule, seed) in rules_of(config).items():
             summary[name] = write(folder, name, scores, rule, seed)
             kept = summary[name]["all"]["after"]
             say(
@@ -79,8 +78,14 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         write_json(folder / "summary.json", summary)
         return {name: of["all"]["after"] for name, of in summary.items()}
 
-    settings = {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules.items()}
-    return build(workdir.select, "select", settings, {"score": score.fingerprint}, make)
+    return build(workdir.select, "select", settings_of(config), {"score": score.fingerprint}, make)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that decide the select artifact."""
+    return {
+        name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()
+    }
 
 
 def write(folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What the run cost: time and floating-point operations of each stage, and the price of pruning.
 
-Training a token takes 6 N + 12 L D T FLOPs and scoring one 2 N, for N parameters, L layers, width D
-and context T: what the mathematics asks for, without recomputation.
+Training a token takes 6 N + 12 L D T FLOPs, for N parameters, L layers, width D and context T, and
+scoring or evaluating one, which is the forward pass, a third of that: what the mathematics asks for in
+rows of T, without recomputation and padding.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune.artifact import Manifest
-from jaxprune.config import Config
-from jaxprune.data.store import TRAIN, TokenStore
+from jaxprune.config import Config, Run
 from jaxprune.model import flops
 
 
-def costs(config: Config, store: TokenStore, manifests: dict[str, Manifest]) -> dict[str, Any]:
+def costs(config: Config, vocab_size: int, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Seconds, tokens, FLOPs and devices of each stage, and the overhead of pruning.
 
     `stages` joins the seeds of an arm, and all evaluations. `overhead` is what the reference model and
@@ -33,13 +33,12 @@ def costs(config: Config, store: TokenStore, manifests: dict[str, Manifest]) -> 
         stage = stages.setdefault(title, {"runs": 0, "seconds": 0.0, "tokens": 0, "flops": 0.0})
         stage["runs"] += 1
         stage["seconds"] += manifest.seconds
-        stage["tokens"] += manifest.counts["tokens"] if name.startswith("train ") else 0
-        stage["flops"] += manifest.counts["train_flops"] if name.startswith("train ") else 0.0
-    train = store.documents(TRAIN)
-    stages["score"]["tokens"] = int((store.offsets_N1[train + 1] - store.offsets_N1[train] - 1).sum())
-    # Without attention, a third of training's FLOPs is the forward pass: 2 N.
-    forward = flops.train_flops_per_token(config.reference.model, store.vocab_size, context=0) / 3
-    stages["score"]["flops"] = forward * stages["score"]["tokens"]
+        if title.startswith(("train ", "score", "evaluate")):
+            stage["tokens"] += manifest.counts["tokens"]
+        if title.startswith("train "):
+            stage["flops"] += manifest.counts["train_flops"]
+    for title, trained in (("score", config.reference), ("evaluate", config.final)):
+        stages[title]["flops"] = stages[title]["tokens"] * _forward_flops(trained, vocab_size)
     final = next(iter(config.final_runs))
     final_flops = manifests[f"train {final}"].counts["train_flops"]
     return {
@@ -52,10 +51,15 @@ def costs(config: Config, store: TokenStore, manifests: dict[str, Manifest]) -> 
             "scoring": stages["score"]["flops"] / final_flops,
         },
         "parameters": {
-            "reference": flops.n_params(config.reference.model, store.vocab_size),
-            "final": flops.n_params(config.final.model, store.vocab_size),
+            "reference": flops.n_params(config.reference.model, vocab_size),
+            "final": flops.n_params(config.final.model, vocab_size),
         },
         "devices": sorted(
             {m.counts["devices"] for name, m in manifests.items() if name.startswith("train ")}
         ),
     }
+
+
+def _forward_flops(run: Run, vocab_size: int) -> float:
+    """FLOPs of the forward pass for a token; the backward pass takes twice as many."""
+    return flops.train_flops_per_token(run.model, vocab_size, run.model.context) / 3

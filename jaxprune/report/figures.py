@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from jaxprune.artifact import ArtifactMissing, Manifest, Workdir
+from jaxprune.artifact import Manifest, Workdir
 from jaxprune.config import Config
 from jaxprune.data import tokenizer
 from jaxprune.data.store import SPLITS, TokenStore, totals
 from jaxprune.evaluate import comparison
+from jaxprune.mix.weights import MANY_EPOCHS
 from jaxprune.report import documents
 from jaxprune.report.costs import costs
 from jaxprune.train import metrics
 
-REPEATS_TOO_MUCH = 4  # epochs after which repeated tokens are worth little (Ankner et al., section 3.5)
 _CURVE_POINTS = 200
 
 # What each comparison isolates, in the order in which the page shows those whose arms were run.
@@ -60,7 +60,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) ->
         "arms": list(config.arms),
         "seeds": list(config.seeds),
         "domains": list(store.domains),
-        "training_tokens": config.final.steps * config.final.batch_rows * config.final.model.context,
+        "training_tokens": manifests[f"train {next(iter(config.final_runs))}"].counts["tokens"],
         "pruning": pruning,
         "comparisons": _comparisons(config.arms, held_out),
         "results": _results(config, held_out),
@@ -69,7 +69,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) ->
         "examples": documents.examples(by_domain, thresholds, store, encoder),
         "curves": _curves(config, workdir, store.domains),
         "mixture": _mixture(config, workdir, store.domains),
-        "costs": costs(config, store, manifests),
+        "costs": costs(config, store.vocab_size, manifests),
         "data": _data(workdir, store),
         "reproduce": {
             "settings": json.loads(json.dumps(dataclasses.asdict(config))),
@@ -199,11 +199,6 @@ def _thinned(values: list[float]) -> list[float]:
 def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[str, Any]:
     """Weights and epochs of each domain: means over the seeds of an arm, and every run's own."""
     runs = json.loads((workdir.mix / "weights.json").read_text())
-    missing = [name for name in config.final_runs if name not in runs]
-    if missing:
-        raise ArtifactMissing(
-            f"there is no mixture of {', '.join(missing)} yet: run `jaxprune mix CONFIG` first"
-        )
     arms: dict[str, Any] = {}
     for arm in config.arms:
         of_arm = [runs[f"{arm}-{seed}"] for seed in config.seeds]
@@ -215,13 +210,14 @@ def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[s
             for domain in domains
         }
     repeated = {
-        arm: {d: entry["epochs"] for d, entry in of_arm.items() if entry["epochs"] > REPEATS_TOO_MUCH}
+        arm: {d: entry["epochs"] for d, entry in of_arm.items() if entry["epochs"] > MANY_EPOCHS}
         for arm, of_arm in arms.items()
     }
     return {
         "method": config.mix.method,
         "temperature": config.mix.temperature if config.mix.method == "temperature" else None,
         "arms": arms,
+        "many_epochs": MANY_EPOCHS,
         "repeated": {arm: often for arm, often in repeated.items() if often},
         "runs": runs,
     }

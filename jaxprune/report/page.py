@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.artifact import Manifest, Workdir, build, write_json
 from jaxprune.config import Config, identity
-from jaxprune.report import charts, numbers
+from jaxprune.report import charts, numbers, provenance
 from jaxprune.report.figures import collect
 from jaxprune.report.headline import ARMS, headline, verdict
 
@@ -20,22 +20,9 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     """Writes `index.html` and `report.json` from the artifacts of all stages.
 
     Raises:
-      ArtifactMissing: a stage has not run.
-      ValueError: the artifacts are not of one run.
+      ArtifactMissing, StageError: as `provenance.read`.
     """
-    manifests = {
-        "prepare": require(workdir.prepare, "jaxprune prepare CONFIG"),
-        "train reference": require(workdir.run("reference"), "jaxprune train CONFIG"),
-        "score": require(workdir.score, "jaxprune score CONFIG"),
-        "select": require(workdir.select, "jaxprune select CONFIG"),
-        "mix": require(workdir.mix, "jaxprune mix CONFIG"),
-    }
-    for name in config.final_runs:
-        manifests[f"train {name}"] = require(workdir.run(name), "jaxprune train CONFIG")
-    for name in config.final_runs:
-        manifests[f"evaluate {name}"] = require(workdir.evaluate(name), "jaxprune evaluate CONFIG")
-
-    _check(manifests)
+    manifests = provenance.read(config, workdir)
 
     def make(folder: Path) -> dict[str, Any]:
         figures = collect(config, workdir, manifests)
@@ -70,19 +57,6 @@ def render(figures: dict[str, Any]) -> str:
         depth=partial(_depth, figures),
         domain_variable=lambda domain: charts.domain_variable(figures["domains"], domain),
     )
-
-
-def _check(manifests: dict[str, Manifest]) -> None:
-    """That each artifact was made from those that stand beside it."""
-    for name, manifest in manifests.items():
-        stage_of = {"reference": "train reference", "train": name.replace("evaluate", "train")}
-        for given, fingerprint in manifest.inputs.items():
-            source = manifests.get(stage_of.get(given, given))
-            if source is not None and source.fingerprint != fingerprint:
-                raise ValueError(
-                    f"`{name}` was made from another `{source.stage}` than the one that is there: "
-                    "`jaxprune run CONFIG` makes again what has changed"
-                )
 
 
 def _depth(figures: dict[str, Any], measure: str, change: dict[str, Any]) -> float:

@@ -2,13 +2,14 @@
 
 orbax restores flipped bytes of a committed checkpoint without a word, so each checkpoint carries a
 digest of every leaf, computed on the devices and independent of how the leaf is sharded. A step
-that cannot be read, or whose digests differ, is passed over for the one before it, with a message.
+that cannot be read, or whose digests differ, is set aside for the one before it, with a message.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from jaxprune import config
+from jaxprune.artifact import StageError
 from jaxprune.model import transformer
 from jaxprune.progress import say
 
@@ -34,7 +36,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, params: Tree, optimizer: Tree, position: dict[str, Any]) -> None:
         """Starts saving the state after `step` optimizer steps; `position` is plain JSON data."""
@@ -56,10 +59,17 @@ class Checkpoints:
     def restore(self, params: Tree, optimizer: Tree) -> tuple[int, Tree, Tree, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, params, optimizer, position), or None without any.
 
+        Newer ones that cannot be restored are moved to `damaged/`, and never deleted.
+
         Args:
           params, optimizer: trees of `ShapeDtypeStruct` with the shardings to restore to, which may
             be of another mesh than the one that saved.
+
+        Raises:
+          StageError: there are checkpoints, and none can be restored: the fault may be elsewhere (a full
+            device, a disk), so that nothing is moved and nothing starts afresh.
         """
+        failed: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(
@@ -73,13 +83,33 @@ class Checkpoints:
                 _check("params", restored["params"], restored["record"])
                 _check("optimizer", restored["optimizer"], restored["record"])
             except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-                say(f"checkpoint {step} is damaged and is passed over: {_first_line(error)}")
-                # Later saves of this step must not be refused because a damaged one exists.
-                self._manager.delete(step)
+                failed[step] = error
                 continue
+            self._set_aside(failed)
             position = restored["record"]["position"]
             return step, restored["params"], restored["optimizer"], position
+        if failed:
+            newest = max(failed)
+            raise StageError(
+                f"none of the checkpoints in {self._folder} can be restored; of step {newest}: "
+                f"{_first_line(failed[newest])}. Mend that, or move the folder away to start afresh"
+            ) from failed[newest]
         return None
+
+    def keep_newest(self) -> None:
+        """Deletes all checkpoints but the newest."""
+        self._manager.wait_until_finished()
+        for step in sorted(self._manager.all_steps())[:-1]:
+            self._manager.delete(step)
+
+    def _set_aside(self, failed: dict[int, Exception]) -> None:
+        for step, error in failed.items():
+            say(f"checkpoint {step} is damaged and is passed over: {_first_line(error)}")
+            aside = self._folder.parent / "damaged" / f"{step}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside)
+        if failed:
+            self._manager.reload()
 
     def close(self) -> None:
         """Waits for saves under way."""
@@ -97,17 +127,25 @@ def load_params(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nn
       (graphdef, params, model config, vocabulary size).
 
     Raises:
-      ValueError: the checkpoint is damaged.
+      StageError: the checkpoint is damaged.
     """
     described = json.loads((folder / "model.json").read_text())
     model, vocab_size = config.Model(**described["model"]), described["vocab_size"]
     graphdef, abstract = transformer.abstract(model, vocab_size, mesh)
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        restored = manager.restore(
-            manager.latest_step(),
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()),
-        )
-    _check("params", restored["params"], restored["record"])
+    try:
+        with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+            restored = manager.restore(
+                manager.latest_step(),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+                ),
+            )
+        _check("params", restored["params"], restored["record"])
+    except Exception as error:  # as in `restore`
+        raise StageError(
+            f"the final parameters in {folder} cannot be read: {_first_line(error)}. If the files are "
+            "damaged, delete that folder and run the same command to train it again"
+        ) from error
     return graphdef, restored["params"], model, vocab_size
 
 

@@ -28,9 +28,10 @@ class Diverged(StageError):
 
 @dataclass
 class Clock:
-    """Goodput: the share of the time since the run first started in which it was stepping.
+    """Goodput: the share of the time since the run began in which it was stepping.
 
-    Compilation, validation, saving, restarts, and steps that were lost to a kill count against it.
+    Compilation of the step counts as stepping; validation, saving, restarts and steps that a kill took
+    back do not. The clock is part of the checkpoint, so a run killed before its first one begins anew.
     """
 
     began: float = dataclasses.field(default_factory=time.time)  # unix time
@@ -46,9 +47,13 @@ class Clock:
         self.since = None
 
     @property
+    def seconds(self) -> float:
+        """Spent stepping so far."""
+        return self.stepping + (0.0 if self.since is None else time.time() - self.since)
+
+    @property
     def goodput(self) -> float:
-        running = 0.0 if self.since is None else time.time() - self.since
-        return (self.stepping + running) / max(time.time() - self.began, 1e-9)
+        return self.seconds / max(time.time() - self.began, 1e-9)
 
 
 class Window:
@@ -91,7 +96,7 @@ class Log:
         self.schedule = make_schedule(run.optimizer, run.steps)
         self.tokens_a_step = run.batch_rows * run.model.context
         self.flops_a_token = flops.train_flops_per_token(run.model, vocab_size, run.model.context)
-        self.last: tuple[float, int] | None = None  # time and step of the last line
+        self.last: tuple[float, int] | None = None  # seconds of stepping, and step, of the last line
         self.note = "compiling"
 
     def step(self, step: int, metrics: StepMetrics) -> None:
@@ -124,7 +129,7 @@ class Log:
             "lr": float(np.asarray(self.schedule(step - 1))),
             "goodput": self.clock.goodput,
         }
-        now = time.monotonic()
+        now = self.clock.seconds
         if self.last is not None:
             then, logged = self.last
             values["tokens_per_s"] = (step - logged) * self.tokens_a_step / max(now - then, 1e-9)

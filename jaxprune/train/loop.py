@@ -30,7 +30,7 @@ from jaxprune.train.checkpoint import Checkpoints
 from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Log, Window
 from jaxprune.train.metrics import Metrics
-from jaxprune.train.step import StepMetrics, init_state, make_train_step
+from jaxprune.train.step import StepMetrics, TrainState, abstract_optimizer, init_state, make_train_step
 from jaxprune.train.validation import Validation
 
 
@@ -49,9 +49,11 @@ class Plan:
 
 
 class Interrupted(StageError):
-    """The run was asked to stop, and saved its state first."""
+    """The run was asked to stop by a signal, and saved its state first."""
 
-    status = 143  # as the shell reports SIGTERM
+    def __init__(self, message: str, by: int) -> None:
+        super().__init__(message)
+        self.status = 128 + by  # as shells report it
 
 
 def fit(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -87,8 +89,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         # 2. The state: the newest whole checkpoint, or a fresh start.
         checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints)
         graphdef, abstract = transformer.abstract(run.model, vocab_size, mesh)
-        abstract_state = jax.eval_shape(lambda p: init_state(p, run.optimizer, run.steps), abstract)
-        restored = checkpoints.restore(abstract, abstract_state.optimizer)
+        restored = checkpoints.restore(abstract, abstract_optimizer(abstract, run.optimizer, run.steps, mesh))
         if restored is None:
             start = 0
             position: dict[str, Any] = {"stages": [dataclasses.asdict(s) for s in plan.stages]}
@@ -96,7 +97,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             state = init_state(params, run.optimizer, run.steps)
         else:
             start, params, optimizer, position = restored
-            state = abstract_state._replace(params=params, optimizer=optimizer)
+            state = TrainState(params, optimizer)
             say(f"{plan.title}: continuing after step {start} of {run.steps}")
         # 3. The loader, whose whole position is the step.
         source = MixtureSource(
@@ -165,22 +166,25 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                         log.step(step - 1, previous)
                     previous = current
                     bar.add(tokens_a_step, note=log.note)
-                    validate = step == run.steps or (run.validate_every and step % run.validate_every == 0)
-                    checkpoint = step == run.steps or step % run.checkpoint_every == 0 or bool(stop)
-                    if validate or checkpoint:
+                    last = step == run.steps
+                    validate = last or (run.validate_every > 0 and step % run.validate_every == 0)
+                    checkpoint = last or step % run.checkpoint_every == 0
+                    if validate or checkpoint or stop:
                         log.step(step, previous)  # a step that diverged must not be saved
                         previous = None
                         clock.pause()
                         if validate:
                             log.validation(step, validation(graphdef, state.params, mesh))
-                        if checkpoint:
+                        stopped_by = stop[0] if stop else None  # a request during validation counts
+                        if checkpoint or stopped_by:
                             save(step)
                         clock.resume()
-                    if stop:
-                        checkpoints.close()
-                        raise Interrupted(
-                            f"{plan.title}: saved after step {step}; the same command continues"
-                        )
+                        if stopped_by and not last:
+                            raise Interrupted(
+                                f"{plan.title}: saved after step {step}; the same command continues",
+                                stopped_by,
+                            )
+                checkpoints.keep_newest()
         finally:
             loader.close()
             metrics.close()

@@ -51,30 +51,30 @@ def make_optimizer(settings: config.Optimizer, steps: int) -> optax.GradientTran
     adamw: everything but norms and biases decays. muon: the blocks' matrices, which it orthogonalises,
     decay; embeddings, norms and biases are left to AdamW without decay.
     """
-    rate = make_schedule(settings, steps)
+    rate, (b1, b2) = make_schedule(settings, steps), settings.momenta
     if settings.name == "adamw":
         transform = optax.adamw(
             rate,
-            b1=settings.b1,
-            b2=settings.b2,
+            b1=b1,
+            b2=b2,
             eps=settings.eps,
-            weight_decay=settings.weight_decay,
+            weight_decay=settings.shrinkage,
             mask=_is_matrix,
         )
     elif settings.name == "lion":
         transform = optax.lion(
             rate,
-            b1=settings.b1,
-            b2=settings.b2,
-            weight_decay=settings.weight_decay / settings.peak_lr,
+            b1=b1,
+            b2=b2,
+            weight_decay=settings.shrinkage / settings.peak_lr,
         )
     else:
         transform = _on_whole_arrays(
             muon(
                 rate,
-                weight_decay=settings.weight_decay,
-                adam_b1=settings.b1,
-                adam_b2=settings.b2,
+                weight_decay=settings.shrinkage,
+                adam_b1=b1,
+                adam_b2=b2,
                 muon_weight_dimension_numbers=_muon_dimensions,
                 # Updates as large as AdamW's, so that one learning rate serves both parts.
                 consistent_rms=0.2,

@@ -60,7 +60,13 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
 
 
 def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> tuple[float, ...]:
-    """Each domain's share of the documents' tokens; a domain of less than one row gets none."""
+    """Each domain's share of the documents' stored tokens; a domain of less than one row gets none.
+
+    The same rule as `natural` of the final runs (mix.weights).
+
+    Raises:
+      ValueError: no domain has as much as one row.
+    """
     length_N = store.offsets_N1[documents + 1] - store.offsets_N1[documents]
     tokens_K = np.bincount(store.domain_N[documents], length_N, len(store.domains))
     for domain in np.flatnonzero((tokens_K > 0) & (tokens_K <= context)):
@@ -68,4 +74,9 @@ def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> t
             f"{store.domains[domain]}: {tokens_K[domain]:.0f} tokens are less than a row of {context + 1}, left out"
         )
     tokens_K[tokens_K <= context] = 0
+    if not tokens_K.any():
+        raise ValueError(
+            f"no domain of the reference's {len(documents):,} documents has as much as a row of {context + 1} tokens: "
+            "raise corpus.reference, or shorten reference.model.context"
+        )
     return tuple(float(weight) for weight in tokens_K / tokens_K.sum())

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
@@ -43,6 +44,23 @@ TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, StepM
 def init_state(params: nnx.State, settings: config.Optimizer, steps: int) -> TrainState:
     """State before the first step; moments are sharded as their parameters are."""
     return TrainState(params, jax.jit(make_optimizer(settings, steps).init)(params))
+
+
+def abstract_optimizer(
+    params: nnx.State, settings: config.Optimizer, steps: int, mesh: jax.sharding.Mesh
+) -> Tree:
+    """Shapes and shardings of the optimizer's state, from those of the parameters.
+
+    `eval_shape` knows layouts only on an abstract mesh, and none for scalars; a checkpoint is
+    restored to devices.
+    """
+    shapes = jax.eval_shape(make_optimizer(settings, steps).init, params)
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = P() if leaf.sharding is None else leaf.sharding.spec
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, shapes)
 
 
 @functools.lru_cache(maxsize=8)

@@ -349,7 +349,37 @@ def test_a_failure_of_the_storage_is_no_defect(tmp_path: Path) -> None:
             list(corpus.read(dataclasses.replace(part, filesystem=broken), settings(tmp_path / name)))
 
 
+def test_no_id_is_taken_for_a_piece_of_another(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        json_lines([{"id": f"file#{i}", "text": "a", "domain": "d"} for i in (1, 2)])
+    )
+    assert [(item.id, item.group) for item in read_all(settings(tmp_path)) if isinstance(item, corpus.Document)] == [("file#1", ""), ("file#2", "")]  # fmt: skip
+
+
 # Streaming.
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "d"])
+def test_bytes_are_told_as_they_are_read(tmp_path: Path, name: str) -> None:
+    """Those on disk, not those of the text: a compressed part is not done when it is half read."""
+    noise = np.random.default_rng(0).integers(33, 120, (3000, 1000), dtype=np.uint8)
+    records = [{"id": str(i), "domain": "d", "text": row.tobytes().decode()} for i, row in enumerate(noise)]
+    if name == "d":
+        (tmp_path / "d").mkdir()
+        for record in records[:100]:
+            (tmp_path / "d" / f"{record['id']}.txt").write_text(record["text"])
+    elif name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / name, use_dictionary=False)
+    else:
+        compress = {".gz": gzip.compress, ".zst": zstd}.get((tmp_path / name).suffix, bytes)
+        (tmp_path / name).write_bytes(compress(json_lines(records)))
+    [part] = corpus.parts(settings(tmp_path))
+    told, positions = [], []
+    for _ in corpus.read(part, settings(tmp_path), told.append):
+        positions.append(sum(told))
+    assert positions[0] <= part.n_bytes / 2 < positions[-1]
+    assert part.n_bytes / 4 <= positions[len(positions) // 2] <= part.n_bytes * 3 / 4 + (1 << 20)
+    assert 0.98 * part.n_bytes <= sum(told) <= 1.05 * part.n_bytes + 65_536  # Parquet reads its footer again
 
 
 class Counted:

@@ -11,7 +11,7 @@ from jaxprune.data import corpus, embedded
 ALWAYS = {"docstrings", "descriptions", "headers", "licences", "package_code", "tests"}  # of the dependencies
 
 
-def sample(domain: str, n_documents: int = 30) -> list[tuple[str, str, str]]:
+def sample(domain: str, n_documents: int = 30) -> list[tuple[str, str, str, str]]:
     return list(itertools.islice(embedded.read(domain), n_documents))
 
 
@@ -30,7 +30,7 @@ def test_an_image_without_the_standard_library_has_these_domains(monkeypatch: py
 def test_documents_are_valid_text_of_sensible_length(domain: str) -> None:
     found = sample(domain)
     assert len(found) == 30
-    for identity, text, source in found:
+    for identity, text, source, _ in found:
         assert identity.startswith(f"{domain}/") and source
         assert 200 <= len(text) <= 32_000
         assert text.encode().decode() == text and "\0" not in text
@@ -47,7 +47,7 @@ def test_texts_and_ids_are_the_same_each_time() -> None:
 
 def test_ids_do_not_tell_where_python_is_installed() -> None:
     for domain in embedded.domains():
-        ids = [identity for identity, _, _ in sample(domain, 60)]
+        ids = [identity for identity, *_ in sample(domain, 60)]
         assert len(set(ids)) == len(ids)
         assert not any("site-packages" in identity or "//" in identity for identity in ids)
 
@@ -58,7 +58,7 @@ def test_no_file_is_in_two_domains() -> None:
 
 
 def test_the_beginning_is_a_sample_of_all_packages() -> None:
-    packages = {identity.split("/")[1] for identity, _, _ in sample("package_code", 100)}
+    packages = {identity.split("/")[1] for identity, *_ in sample("package_code", 100)}
     assert len(packages) > 10
 
 
@@ -67,6 +67,27 @@ def test_a_long_file_is_cut_at_blank_lines_and_nothing_is_lost() -> None:
     pieces = embedded._pieces(text)
     assert "".join(pieces) == text and len(pieces) > 5
     assert all(piece.startswith("paragraph") and piece.endswith("\n\n") for piece in pieces)
+
+
+def test_pieces_of_a_file_are_one_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No file is both trained on and held out."""
+    texts = {"long#1": "words of a line\n\n" * 2000, "short": "words of a line\n\n" * 20}
+    files = [
+        embedded.File(id=f"d/{name}", path=tmp_path / name, size=len(text)) for name, text in texts.items()
+    ]
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(embedded, "_files", lambda: {"d": files})
+    part = corpus.Part(name="embedded:d", format="embedded", domain="d", n_bytes=embedded.size("d"))
+    sizes: list[int] = []
+    found = [
+        item for item in corpus.read(part, config.Corpus(), sizes.append) if isinstance(item, corpus.Document)
+    ]
+    assert [(item.id, item.group) for item in found] == [
+        *((f"d/long#1#{number}", "d/long#1") for number in range(1, len(found))),
+        ("d/short", "d/short"),
+    ]
+    assert len(found) > 3 and sum(sizes) == part.n_bytes
 
 
 def test_tables_and_generated_files_give_no_document(tmp_path: Path) -> None:

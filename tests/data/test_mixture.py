@@ -197,15 +197,6 @@ def test_a_domain_without_a_row_needs_weight_zero(store, kept):
     assert make(store, few, context=context - 1).n_rows_K[1] == 1
 
 
-def test_a_cap_on_epochs_names_the_domain(store, kept):
-    source = make(store, kept, stages=stages((0, (1, 1, 1)), (10, (0.02, 0.96, 0.02))))
-    epochs = source.epochs(100)
-    assert epochs.argmax() == 1
-    source.check_epochs(100, epochs[1])
-    with pytest.raises(ValueError, match=r"domain1 would be repeated .* times in 100 steps"):
-        source.check_epochs(100, epochs[1] - 0.01)
-
-
 @pytest.mark.parametrize(
     ("documents", "message"),
     [([0, 1, 90], "holds 90"), ([-1, 3], "holds 90"), ([5, 7, 5], "document 5 is there twice")],

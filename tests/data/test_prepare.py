@@ -25,6 +25,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch):
     monkeypatch.setattr(documents, "_GROUP_ROWS", 8)
+    monkeypatch.setattr(store, "_COMMIT_BYTES", 2_000)  # of about two row groups
 
 
 def rows(domain, n, seed=0):
@@ -182,6 +183,23 @@ def test_order_and_files_change_no_split(tmp_path):
     assert splits[0] == splits[1]
 
 
+def test_a_group_is_not_split_and_an_id_is_not_cut(tmp_path, monkeypatch):
+    lines = [{**row, "id": f"file#{number}"} for number, row in enumerate(rows("a", 90))]
+    write_lines(tmp_path / "a.jsonl", lines)
+    prepare.run(settings(tmp_path / "a.jsonl"), Workdir(tmp_path / "ids"))
+    assert {row[1] for row in stored(tmp_path / "ids/prepare").values()} == set(SPLITS)
+    original = documents.corpus.read
+
+    def grouped(part, *rest):
+        for item in original(part, *rest):
+            yield dataclasses.replace(item, group=f"group {int(item.id.split('#')[1]) // 3}")
+
+    monkeypatch.setattr(documents.corpus, "read", grouped)
+    prepare.run(settings(tmp_path / "a.jsonl"), Workdir(tmp_path / "groups"))
+    found = [row[1] for row in stored(tmp_path / "groups/prepare").values()]
+    assert found[0::3] == found[1::3] == found[2::3] and set(found) == set(SPLITS)
+
+
 def commit_points(monkeypatch, kill_at=None):
     """Counts what makes a step's work stand, and dies just before or just after one of them."""
     done = Counter()
@@ -235,6 +253,7 @@ def test_killed_anywhere_it_continues_to_the_same_files(tmp_path, monkeypatch):
 
 
 def test_completed_parts_and_batches_are_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_COMMIT_BYTES", 1)
     corpus(tmp_path / "c")
     config_ = settings(tmp_path / "c")
     total = Counter()
@@ -287,8 +306,8 @@ def test_a_full_domain_is_read_no_further(tmp_path, monkeypatch):
     read = Counter()
     original = documents.corpus.read
 
-    def counted(part, settings):
-        for item in original(part, settings):
+    def counted(part, *rest):
+        for item in original(part, *rest):
             read[part.domain] += 1
             yield item
 
@@ -326,11 +345,11 @@ def test_even_budgets_give_what_small_domains_lack_to_the_others():
 
 
 def test_every_domain_has_held_out_documents(tmp_path):
-    for name in "abcdefgh":
-        write_lines(tmp_path / f"{name}.jsonl", rows(name, 12))
+    for name, n_documents in zip("abcd", (6, 12, 32, 50), strict=True):
+        write_lines(tmp_path / f"{name}.jsonl", rows(name, n_documents))
     prepare.run(settings(tmp_path, heldout=1e-6), Workdir(tmp_path / "w"))
     found = TokenStore(tmp_path / "w/prepare/tokens")
-    assert np.bincount(found.domain_N[found.documents(HELDOUT)]).tolist() == [1] * 8
+    assert np.bincount(found.domain_N[found.documents(HELDOUT)]).tolist() == [1, 3, 8, 8]
 
 
 def errors(tmp_path):
@@ -339,11 +358,15 @@ def errors(tmp_path):
     write_lines(tmp_path / "twice.jsonl", [*a, {**a[0], "text": "another"}])
     write_lines(tmp_path / "bad.jsonl", [{"id": str(i), "text": " ", "domain": "a"} for i in range(3)])
     write_lines(tmp_path / "one.jsonl", rows("single", 1))
+    for total in ("all", "mean"):
+        write_lines(tmp_path / f"{total}.jsonl", rows(total, 30))
     good = tmp_path / "good.jsonl"
     return [
         (settings(tmp_path / "twice.jsonl", on_defect="error"), "'a-0' occurs again .*corpus.on_defect"),
         (settings(good, tmp_path / "bad.jsonl"), "no document is left of .*bad.jsonl"),
         (settings(good, tmp_path / "one.jsonl"), "'single'"),
+        (settings(good, tmp_path / "all.jsonl"), "a domain is called all, .*corpus.domain_field"),
+        (settings(good, tmp_path / "mean.jsonl"), "a domain is called mean, .*corpus.domain_field"),
         (
             dataclasses.replace(settings(good), tokenizer=config.Tokenizer(vocab_size=32_000)),
             "tokenizer.vocab_size is 32000",
@@ -355,7 +378,7 @@ def errors(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", range(7))
 def test_what_is_wrong_is_one_helpful_error(tmp_path, case):
     settings_, message = errors(tmp_path)[case]
     with pytest.raises(ValueError, match=message) as raised:

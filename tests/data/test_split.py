@@ -1,4 +1,4 @@
-"""The split: its shares, and that it hangs on the id and the seed alone."""
+"""The split: its shares, that it hangs on the id and the seed alone, and what each domain is guaranteed."""
 
 import numpy as np
 import pytest
@@ -58,15 +58,36 @@ def test_order_and_batches_change_nothing(tmp_path, batch):
 def test_adding_documents_moves_no_document_but_those_of_the_guarantee(tmp_path):
     few = splits(tmp_path / "a", NAMES[:300], np.arange(300) % 5)
     many = splits(tmp_path / "b", NAMES[:3000], np.arange(3000) % 5)
-    assert sum(few[name] != many[name] for name in few) <= 5
+    moved = [name for name in few if few[name] != many[name]]
+    assert len(moved) <= 5 * 8 and all(few[name] == HELDOUT for name in moved)
 
 
-def test_the_lowest_hash_of_each_domain_is_held_out(tmp_path):
-    ids, domain_N = NAMES[:40], np.arange(40) % 4
-    found = splits(tmp_path, ids, domain_N, heldout=1e-9)
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_the_lowest_hashes_of_each_domain_are_held_out(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(split, "_CHUNK", 10)
+    guaranteed = {2: 1, 7: 1, 8: 2, 31: 7, 32: 8, 200: 8}  # of how many documents
+    domain_N = np.random.default_rng(0).permutation(np.repeat(np.arange(6), list(guaranteed)))
+    ids = NAMES[: len(domain_N)]
+    found = splits(tmp_path, ids, domain_N, heldout=1e-9, reference=1e-9, batch=batch)
     hash_N = split.hashes(0, ids)
-    lowest = {ids[k::4][int(np.argmin(hash_N[k::4]))] for k in range(4)}
-    assert {name for name in ids if found[name] == HELDOUT} == lowest
+    for domain, count in enumerate(guaranteed.values()):
+        members = np.flatnonzero(domain_N == domain)
+        lowest = members[np.argsort(hash_N[members])[:count]]
+        assert {name for number, name in enumerate(ids) if domain_N[number] == domain and found[name] == HELDOUT} == {ids[number] for number in lowest}  # fmt: skip
+    assert not (tmp_path / "hash.npy.tmp").exists()
+
+
+def test_the_guarantee_adds_nothing_where_the_share_suffices(tmp_path):
+    found = splits(tmp_path, NAMES[:600], np.arange(600) % 3, heldout=0.2)
+    assert list(found.values()) == split.of_hashes(split.hashes(0, NAMES[:600]), 0.2, 0.3).tolist()
+
+
+def test_documents_of_one_key_stay_together_where_the_guarantee_ends_too(tmp_path):
+    keys = [NAMES[number // 3] for number in range(39)]
+    split.write(tmp_path, [(keys, np.zeros(39, int))], 39, ["a"], seed=0, heldout=1e-9, reference=0.3)
+    of_piece = np.load(tmp_path / "split.npy").reshape(13, 3)
+    assert np.all(of_piece == of_piece[:, :1])
+    assert np.count_nonzero(of_piece == HELDOUT) == 9  # 8, and the last piece of the third file
 
 
 def test_domain_without_training_documents_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -37,7 +38,8 @@ def write(folder, ids, tokens, n_bytes_N, *, batch=4, vocab_size=500, stop_after
             return
         rows = slice(number * batch, (number + 1) * batch)
         writer.append(tokens[rows], n_bytes_N[rows])
-    writer.finish([ids[i : i + 5] for i in range(0, len(ids), 5)], DOMAINS, "digest")
+    batches = [ids[i : i + 5] for i in range(0, len(ids), 5)]
+    writer.finish([pa.chunked_array([batch], pa.string()) for batch in [*batches, []]], DOMAINS, "digest")
 
 
 def contents(folder):
@@ -82,6 +84,21 @@ def test_splits_and_index_agree_with_the_arrays(tmp_path):
     assert found.ids(np.zeros(0, np.int64)) == []
 
 
+def test_the_index_has_few_row_groups_and_its_footer_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_INDEX_ROWS", 10)
+    ids, tokens, n_bytes_N = start(tmp_path / "s", 23)
+    write(tmp_path / "s", ids, tokens, n_bytes_N)
+    path = tmp_path / "s" / "index.parquet"
+    footer = pq.read_metadata(path)
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [10, 10, 3]
+    found = TokenStore(tmp_path / "s")
+    assert found.ids(np.array([9, 10])) == [ids[9], ids[10]]
+    with path.open("r+b") as file:  # the length of the footer, and the mark that ends the file
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    assert found.ids(np.arange(23)[::-1]) == ids[::-1]
+
+
 def test_totals_are_sums_over_the_index(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_CHUNK", 5)
     ids, tokens, n_bytes_N = start(tmp_path / "s", 23)
@@ -104,8 +121,10 @@ def test_pickles_as_its_folder(tmp_path):
     assert pickle.loads(pickled).stored(5).tolist() == [EOD, *tokens[5].tolist()]
 
 
+@pytest.mark.parametrize("commit_bytes", [1, 80, 10**9])
 @pytest.mark.parametrize("stop_after", range(6))
-def test_a_killed_writer_continues_to_the_same_files(tmp_path, stop_after):
+def test_a_killed_writer_continues_to_the_same_files(tmp_path, monkeypatch, stop_after, commit_bytes):
+    monkeypatch.setattr(store, "_COMMIT_BYTES", commit_bytes)
     made = start(tmp_path / "whole", 23)
     write(tmp_path / "whole", *made)
     (tmp_path / "journal.json").unlink()
@@ -118,6 +137,38 @@ def test_a_killed_writer_continues_to_the_same_files(tmp_path, stop_after):
     offsets_N1[stop_after * 4 + 1 :] = -1
     write(tmp_path / "killed", *made)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("commit_bytes", [1, 80, 10**9])
+def test_a_killed_writer_does_so_much_again_and_syncs_no_oftener(tmp_path, monkeypatch, commit_bytes):
+    monkeypatch.setattr(store, "_COMMIT_BYTES", commit_bytes)
+    synced = []
+    monkeypatch.setattr(store.os, "fsync", synced.append)
+    ids, tokens, n_bytes_N = start(tmp_path / "s", 23)
+    size = 0  # of what is appended
+    for number in range(5):
+        write(tmp_path / "s", ids, tokens, n_bytes_N, stop_after=number)
+    synced.clear()
+    (tmp_path / "journal.json").unlink()
+    write(tmp_path / "s", ids, tokens, n_bytes_N, stop_after=5)
+    size = sum(2 * (len(document) + 1) for document in tokens[:20])
+    reopened = Writer(tmp_path / "s", tmp_path / "journal.json", 500, EOD)
+    assert size - 2 * reopened.done["tokens"] < commit_bytes
+    assert reopened.done["documents"] == 4 * reopened.done["batches"]
+
+
+@pytest.mark.parametrize("missing", [1, 1000])
+def test_a_tokens_file_that_is_shorter_than_the_journal_says_is_an_error(tmp_path, monkeypatch, missing):
+    """Lengthened, it would hold zeros, which are tokens like others."""
+    monkeypatch.setattr(store, "_COMMIT_BYTES", 1)
+    made = start(tmp_path / "s", 23)
+    write(tmp_path / "s", *made, stop_after=3)
+    path = tmp_path / "s" / "tokens"
+    short = path.read_bytes()[:-missing]
+    path.write_bytes(short)
+    with pytest.raises(ValueError, match=r"damaged, delete .*journal.json and run `jaxprune prepare`"):
+        write(tmp_path / "s", *made)
+    assert path.read_bytes() == short
 
 
 def test_text_that_holds_the_eod_token_is_an_error(tmp_path):

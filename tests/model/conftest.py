@@ -58,14 +58,19 @@ def _perturbed(params: nnx.State) -> nnx.State:
 
 @pytest.fixture(scope="session")
 def build():
+    created = functools.cache(transformer.create)  # most of a test's time would be compiling this
+
     def build(family: str, mesh: tuple[int, int, int] = (1, 1, 1), **settings) -> Built:
-        model = {"mpt": presets.tiny, "modern": presets.tiny_modern}[family]()
-        model = dataclasses.replace(model, **settings)
+        model = dataclasses.replace(
+            {"mpt": presets.tiny, "modern": presets.tiny_modern}[family](), **settings
+        )
         replica, fsdp, tensor = mesh
         devices = make_mesh(
             config.Mesh(replica=replica, fsdp=fsdp, tensor=tensor), jax.devices()[: int(np.prod(mesh))]
         )
-        graphdef, params = transformer.create(model, VOCAB, 0, devices)
+        graphdef, _ = transformer.abstract(model, VOCAB, devices)
+        plain = dataclasses.replace(model, dtype="float32", remat="none", unroll=1, loss_chunk=0)
+        _, params = created(plain, VOCAB, 0, devices)
         return Built(model, devices, graphdef, _perturbed(params))
 
     return build

@@ -1,15 +1,18 @@
 """A finished work directory made without training: artifacts as the stages leave them, with chosen results."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxprune import config
-from jaxprune.artifact import Manifest, Workdir, write_json
+from jaxprune.artifact import Manifest, Workdir, read_manifest, write_json
 from jaxprune.data import prepare
 from jaxprune.data.store import HELDOUT, TRAIN, TokenStore
 from jaxprune.mix import weights
@@ -57,15 +60,27 @@ def texts(documents: int = 60, domains: tuple[str, ...] = tuple(HARDNESS)) -> di
 
 
 def finish(
-    folder: Path, stage: str, seconds: float, inputs: dict[str, str] | None = None, **counts
-) -> Manifest:
-    """Leaves the manifest that makes a folder an artifact."""
+    folder: Path,
+    stage: str,
+    seconds: float,
+    settings: dict[str, Any],
+    inputs: dict[str, Path | str],
+    **counts: Any,
+) -> None:
+    """Leaves the manifest that makes a folder an artifact; of inputs that are artifacts, their folders are given."""
     folder.mkdir(parents=True, exist_ok=True)
+    given = {name: fingerprint(of) if isinstance(of, Path) else of for name, of in inputs.items()}
     manifest = Manifest(
-        stage=stage, settings={}, inputs=inputs or {}, counts=counts, versions={"jax": "0"}, seconds=seconds
+        stage=stage, settings=settings, inputs=given, counts=counts, versions={"jax": "0"}, seconds=seconds
     )
     write_json(folder / "manifest.json", dataclasses.asdict(manifest))
-    return manifest
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the artifact that stands in a folder."""
+    manifest = read_manifest(folder)
+    assert manifest is not None, folder
+    return manifest.fingerprint
 
 
 def write_workdir(
@@ -88,26 +103,48 @@ def write_workdir(
     settings, workdir = dataclasses.replace(settings, corpus=corpus), Workdir(root / "run")
     prepare.run(settings, workdir)
     store = TokenStore(workdir.prepare / "tokens")
+    reference = {"run": config.identity(settings.reference), "seed": settings.seed, "weights": []}
+    _trained(workdir, "reference", settings.reference, store.vocab_size, 31.0, reference, {})
     _score(workdir, store)
-    _trained(workdir, "reference", settings.reference, store.vocab_size, 31.0)
     select.run(settings, workdir)
     weights.run(settings, workdir)
     rng = np.random.default_rng(1)
     for name, (arm, seed) in settings.final_runs.items():
         by = effect.get(arm, 0.0) + rng.normal(0, seed_noise)
         _metrics(workdir.run(name), store.domains, by, seed)
-        _trained(workdir, name, settings.final, store.vocab_size, 95.0 + seed)
-        _evaluate(workdir.evaluate(name), store, by)
+        mixture = json.loads((workdir.mix / "weights.json").read_text())[name]
+        mixed = {"seed": seed, "weights": [mixture["weights"][domain] for domain in store.domains]}
+        kept = (workdir.select / f"{mixture['selection']}.npy").read_bytes()
+        _trained(
+            workdir,
+            name,
+            settings.final,
+            store.vocab_size,
+            95.0 + seed,
+            {"run": config.identity(settings.final), **mixed},
+            {"documents": hashlib.sha256(kept).hexdigest()[:16]},
+        )
+        _evaluate(workdir, name, store, by)
     return settings, workdir
 
 
-def _trained(workdir: Workdir, name: str, run: config.Run, vocab_size: int, seconds: float) -> None:
+def _trained(
+    workdir: Workdir,
+    name: str,
+    run: config.Run,
+    vocab_size: int,
+    seconds: float,
+    settings: dict[str, Any],
+    inputs: dict[str, Path | str],
+) -> None:
     tokens = run.steps * run.batch_rows * run.model.context
     per_token = flops.train_flops_per_token(run.model, vocab_size, run.model.context)
     finish(
         workdir.run(name),
         f"train {name}",
         seconds,
+        settings,
+        {"prepare": workdir.prepare, **inputs},
         tokens=tokens,
         train_flops=tokens * per_token,
         devices="1 x cpu",
@@ -142,11 +179,10 @@ def _documents(
 
 def _score(workdir: Workdir, store: TokenStore) -> None:
     workdir.score.mkdir()
-    pq.write_table(
-        pa.table(_documents(store, TRAIN, np.random.default_rng(2), 0.0)),
-        workdir.score / "part-00000.parquet",
-    )
-    finish(workdir.score, "score", 12.5)
+    scores = pa.table(_documents(store, TRAIN, np.random.default_rng(2), 0.0))
+    pq.write_table(scores, workdir.score / "part-00000.parquet")
+    inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "reference": workdir.run("reference")}
+    finish(workdir.score, "score", 12.5, {}, inputs, tokens=pc.sum(scores["n_tokens"]).as_py())
 
 
 def _metrics(folder: Path, domains: tuple[str, ...], by: float, seed: int) -> None:
@@ -172,9 +208,10 @@ def _metrics(folder: Path, domains: tuple[str, ...], by: float, seed: int) -> No
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _evaluate(folder: Path, store: TokenStore, by: float) -> None:
+def _evaluate(workdir: Workdir, name: str, store: TokenStore, by: float) -> None:
+    folder = workdir.evaluate(name)
     folder.mkdir(parents=True)
-    pq.write_table(
-        pa.table(_documents(store, HELDOUT, np.random.default_rng(3), by)), folder / "scores.parquet"
-    )
-    finish(folder, "evaluate", 3.3)
+    scores = pa.table(_documents(store, HELDOUT, np.random.default_rng(3), by))
+    pq.write_table(scores, folder / "scores.parquet")
+    inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "train": workdir.run(name)}
+    finish(folder, f"evaluate {name}", 3.3, {}, inputs, tokens=pc.sum(scores["n_tokens"]).as_py())

@@ -135,16 +135,20 @@ def test_mixture_is_the_mean_over_seeds(reported):
     assert often  # the fixture repeats its few documents
 
 
-def test_costs_add_up_and_scoring_is_two_n_a_token(reported):
+def test_costs_add_up_and_a_forward_pass_is_two_n_and_attention_a_token(reported):
     config, workdir, figures = reported
     costs, store = figures["costs"], TokenStore(workdir.prepare / "tokens")
     scored = pq.read_table(workdir.score / "part-00000.parquet")
     assert costs["stages"]["score"]["tokens"] == sum(scored["n_tokens"].to_pylist())
-    model = config.reference.model
-    multiplied = costs["parameters"]["reference"] - model.context * model.d_model  # positions are looked up
-    assert costs["stages"]["score"]["flops"] == pytest.approx(
-        2 * multiplied * costs["stages"]["score"]["tokens"]
-    )
+    evaluated = [_evaluated(workdir, name)["n_tokens"] for name in config.final_runs]
+    assert costs["stages"]["evaluate"]["tokens"] == sum(map(sum, evaluated))
+    for stage, kind, run in (("score", "reference", config.reference), ("evaluate", "final", config.final)):
+        model = run.model
+        multiplied = costs["parameters"][kind] - model.context * model.d_model  # positions are looked up
+        attention = 4 * model.n_layers * model.d_model * model.context
+        expected = (2 * multiplied + attention) * costs["stages"][stage]["tokens"]
+        assert costs["stages"][stage]["flops"] == pytest.approx(expected)
+    assert costs["flops"] == pytest.approx(sum(stage["flops"] for stage in costs["stages"].values()))
     assert costs["overhead"]["scoring"] == pytest.approx(
         costs["stages"]["score"]["flops"] / costs["final_flops"]
     )

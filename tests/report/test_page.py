@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from report_artifacts import finish, settings, texts, write_workdir
+from report_artifacts import settings, texts, write_workdir
 
 from jaxprune import config
 from jaxprune.artifact import ArtifactMissing, read_manifest
@@ -40,6 +40,9 @@ def test_a_gain_is_claimed_with_its_interval(reported):
     assert figures["headline"]["pruned"] in text
     assert text.index(figures["headline"]["pruned"]) < text.index(against_none) < text.index('id="results"')
     assert "re-mixing" in " ".join(figures["headline"]["controls"])  # no control arm was run
+    said = " ".join(text.split())
+    assert "one reference model and its scores (one seed, one split)" in said
+    assert "corrected for the number of comparisons" in said
 
 
 def test_a_loss_is_called_one(tmp_path):
@@ -142,11 +145,3 @@ def test_a_report_that_stands_is_not_made_again_and_a_missing_stage_is_named(rep
     assert page.run(made, workdir) == before
     with pytest.raises(ArtifactMissing, match="jaxprune train"):
         page.run(dataclasses.replace(made, arms=(*made.arms, "within_domain")), workdir)
-
-
-def test_artifacts_of_different_runs_are_not_shown_as_one(tmp_path):
-    made, workdir = write_workdir(tmp_path, settings(arms=("none",), seeds=(0,)), texts(12), {})
-    finish(workdir.score, "score", 1.0, inputs={"prepare": "another"})
-    with pytest.raises(ValueError, match="`score` was made from another `prepare`"):
-        page.run(made, workdir)
-    assert not workdir.report.exists()

@@ -10,13 +10,38 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxprune import config
+from jaxprune.artifact import StageError
 from jaxprune.model.sharding import make_mesh
 from jaxprune.train.checkpoint import load_params
 from jaxprune.train.log import Diverged, Log
 from jaxprune.train.loop import Interrupted, fit
 from jaxprune.train.metrics import read
+from jaxprune.train.validation import Validation
 
 TIMES = ("goodput", "tokens_per_s")
+
+
+def _fit_until(plan, folder, monkeypatch, step, do):
+    """Trains until the metrics of a step have been read, and then does something."""
+    original = Log.step
+
+    def then(self, at, metrics):
+        original(self, at, metrics)
+        if at == step:
+            do()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", then)
+        fit(plan, folder)
+
+
+def _die():
+    raise MemoryError("killed")
+
+
+def _same(folder, mesh, params):
+    for ours, theirs in zip(_params(folder, mesh), params, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def _params(folder, mesh):
@@ -59,65 +84,61 @@ def test_it_learns_and_says_so(make_plan, undisturbed):
     )
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 11, 12])
-def test_a_killed_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkeypatch, step):
-    """The process dies right after a step; what it had not saved is done again."""
+@pytest.mark.parametrize(("step", "saved"), [(1, None), (6, 4), (12, 8)])
+def test_an_interrupted_run_continues_bitwise(
+    make_plan, undisturbed, tmp_path, monkeypatch, capsys, step, saved
+):
+    """What was saved is not done again, and what was not is."""
     params, lines = undisturbed(make_plan())
     plan = make_plan()
-    original = Log.step
-
-    def die(self, at, metrics):
-        original(self, at, metrics)
-        if at == step:
-            raise MemoryError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", die)
-        with pytest.raises(MemoryError):
-            fit(plan, tmp_path)
+    with pytest.raises(MemoryError):
+        _fit_until(plan, tmp_path, monkeypatch, step, _die)
+    capsys.readouterr()
     fit(plan, tmp_path)
-    for ours, theirs in zip(_params(tmp_path, plan.mesh), params, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    said = capsys.readouterr().err
+    assert "damaged" not in said
+    assert (f"continuing after step {saved} of 12" in said) if saved else ("continuing" not in said)
+    _same(tmp_path, plan.mesh, params)
     assert _lines(tmp_path) == lines
 
 
-def test_sigterm_saves_and_the_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkeypatch):
+def test_sigterm_saves_and_the_run_continues_bitwise(make_plan, undisturbed, tmp_path, monkeypatch, capsys):
     params, lines = undisturbed(make_plan())
     plan = make_plan(checkpoint_every=100)
-    original = Log.step
-
-    def stop(self, at, metrics):
-        original(self, at, metrics)
-        if at == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", stop)
-        with pytest.raises(Interrupted, match="saved after step"):
-            fit(plan, tmp_path)
+    with pytest.raises(Interrupted, match="saved after step 8") as raised:
+        _fit_until(plan, tmp_path, monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert raised.value.status == 143
     fit(plan, tmp_path)
-    for ours, theirs in zip(_params(tmp_path, plan.mesh), params, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert "continuing after step 8 of 12" in capsys.readouterr().err
+    _same(tmp_path, plan.mesh, params)
     assert _lines(tmp_path) == lines
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_request_to_stop_during_validation_is_not_lost(make_plan, tmp_path, monkeypatch):
+    plan = make_plan(checkpoint_every=100)
+    original = Validation.__call__
+    calls = []
+
+    def stop(self, *arguments):
+        calls.append(None)
+        if len(calls) == 2:  # the first is before step 1, the second after step 5
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Validation, "__call__", stop)
+    with pytest.raises(Interrupted, match="saved after step 5"):
+        fit(plan, tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     make_plan, undisturbed, tmp_path, monkeypatch, capsys
 ):
     params, _ = undisturbed(make_plan())
     plan = make_plan()
-    original = Log.step
-
-    def die(self, at, metrics):
-        original(self, at, metrics)
-        if at == 10:
-            raise MemoryError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", die)
-        with pytest.raises(MemoryError):
-            fit(plan, tmp_path)
-    # Saved bytes are compressed; writing another array over one leaf is the damage that restores silently.
+    with pytest.raises(MemoryError):
+        _fit_until(plan, tmp_path, monkeypatch, 10, _die)
+    # Saved bytes are compressed; writing a leaf with one bit flipped is the damage that restores silently.
     saved = tmp_path / "checkpoints" / "8" / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(saved.absolute())
@@ -127,12 +148,31 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         tree = jax.tree.map(lambda leaf: flipped if leaf is first else leaf, tree)
         checkpointer.save(saved.absolute(), tree, force=True)
     fit(plan, tmp_path)
-    assert "checkpoint 8 is damaged and is passed over" in capsys.readouterr().err
-    for ours, theirs in zip(_params(tmp_path, plan.mesh), params, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    said = capsys.readouterr().err
+    assert "checkpoint 8 is damaged and is passed over: the digest of params" in said
+    assert "continuing after step 4 of 12" in said
+    assert [path.name.split("-")[0] for path in (tmp_path / "damaged").iterdir()] == ["8"]
+    _same(tmp_path, plan.mesh, params)
+
+
+def test_a_fault_that_is_not_damage_loses_nothing(make_plan, tmp_path, monkeypatch):
+    plan = make_plan()
+    with pytest.raises(MemoryError):
+        _fit_until(plan, tmp_path, monkeypatch, 10, _die)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    def fails(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", fails)
+        with pytest.raises(StageError, match="of step 8: RESOURCE_EXHAUSTED"):
+            fit(plan, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
 
 
 MESHES = {
+    "2": config.Mesh(fsdp=2),
     "8": config.Mesh(fsdp=8),
     "4x2": config.Mesh(fsdp=4, tensor=2),
     "2x2x2": config.Mesh(replica=2, fsdp=2, tensor=2),
@@ -142,27 +182,21 @@ MESHES = {
 @pytest.mark.parametrize("mesh", MESHES)
 def test_meshes_and_device_counts_give_the_same_losses(make_plan, undisturbed, tmp_path, mesh):
     _, lines = undisturbed(make_plan())
-    fit(make_plan(mesh=make_mesh(MESHES[mesh], jax.devices())), tmp_path)
+    devices = jax.devices()[: 2 if mesh == "2" else 8]
+    fit(make_plan(mesh=make_mesh(MESHES[mesh], devices)), tmp_path)
     for ours, theirs in zip(_lines(tmp_path), lines, strict=True):
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=2e-4), name
 
 
-def test_a_run_continues_on_another_mesh(make_plan, undisturbed, tmp_path, monkeypatch):
+def test_a_run_continues_on_another_mesh(make_plan, undisturbed, tmp_path, monkeypatch, capsys):
     _, lines = undisturbed(make_plan())
     plan = make_plan(mesh=make_mesh(MESHES["4x2"], jax.devices()))
-    original = Log.step
-
-    def die(self, at, metrics):
-        original(self, at, metrics)
-        if at == 6:
-            raise MemoryError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", die)
-        with pytest.raises(MemoryError):
-            fit(plan, tmp_path)
+    with pytest.raises(MemoryError):
+        _fit_until(plan, tmp_path, monkeypatch, 6, _die)
     fit(make_plan(), tmp_path)
+    said = capsys.readouterr().err
+    assert "continuing after step 4 of 12" in said and "damaged" not in said
     for ours, theirs in zip(_lines(tmp_path), lines, strict=True):
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=2e-4), name

@@ -1,0 +1,81 @@
+"""That the artifacts of a report are those of its config, and were made from each other.
+
+A stage that was run again by itself, or a setting given to `jaxprune report` alone, would else put
+results under settings and selections that they do not come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from jaxprune.artifact import Manifest, StageError, Workdir, differences, require
+from jaxprune.config import Config, identity
+from jaxprune.data.store import TokenStore
+from jaxprune.mix import weights
+from jaxprune.prune import select
+
+
+def read(config: Config, workdir: Workdir) -> dict[str, Manifest]:
+    """The manifest of every stage by name, in the order in which they ran.
+
+    Raises:
+      ArtifactMissing: a stage has not run.
+      StageError: an artifact was made from other settings than the config's, or from another artifact than
+        the one that is there.
+    """
+    manifests = {
+        "prepare": require(workdir.prepare, "jaxprune prepare CONFIG"),
+        "train reference": require(workdir.run("reference"), "jaxprune train CONFIG"),
+        "score": require(workdir.score, "jaxprune score CONFIG"),
+        "select": require(workdir.select, "jaxprune select CONFIG"),
+        "mix": require(workdir.mix, "jaxprune mix CONFIG"),
+    }
+    for name in config.final_runs:
+        manifests[f"train {name}"] = require(workdir.run(name), "jaxprune train CONFIG")
+    for name in config.final_runs:
+        manifests[f"evaluate {name}"] = require(workdir.evaluate(name), "jaxprune evaluate CONFIG")
+    for name, settings, inputs in _origins(config, workdir, manifests):
+        made = manifests[name]
+        changed = [
+            *differences({key: made.settings.get(key) for key in settings}, settings),
+            *differences({key: made.inputs.get(key) for key in inputs}, inputs),
+        ]
+        if changed:
+            what = textwrap.shorten("; ".join(changed), 200, placeholder=" ...")
+            raise StageError(
+                f"`{name}` was not made from this config and the artifacts that are there ({what}): "
+                "run `jaxprune run CONFIG`, which makes again what has changed"
+            )
+    return manifests
+
+
+def _origins(
+    config: Config, workdir: Workdir, manifests: dict[str, Manifest]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Each stage with the settings and inputs that it has now, one at a time: a later one reads what is checked.
+
+    Left out are the reference's weights, which follow from the rest, and the files of the corpus, which may be gone.
+    """
+    now = {name: manifest.fingerprint for name, manifest in manifests.items()}
+    prepare = {"prepare": now["prepare"]}
+    corpus = {"corpus": identity(config.corpus), "tokenizer": identity(config.tokenizer)}
+    yield "prepare", {**corpus, "seed": config.seed}, {}
+    yield "train reference", {"run": identity(config.reference), "seed": config.seed}, prepare
+    yield "score", identity(config.score), {**prepare, "reference": now["train reference"]}
+    yield "select", select.settings_of(config), {"score": now["score"]}
+    yield "mix", weights.settings_of(config), {**prepare, "select": now["select"]}
+    domains = TokenStore(workdir.prepare / "tokens").domains
+    mixtures = json.loads((workdir.mix / "weights.json").read_text())
+    for name, (_, seed) in config.final_runs.items():
+        mixture = mixtures[name]
+        with (workdir.select / f"{mixture['selection']}.npy").open("rb") as file:
+            documents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        mixed = {"weights": [mixture["weights"][domain] for domain in domains]}
+        settings = {"run": identity(config.final), "seed": seed, **mixed}
+        yield f"train {name}", settings, {**prepare, "documents": documents}
+    for name in config.final_runs:
+        yield f"evaluate {name}", {}, {**prepare, "train": now[f"train {name}"]}
