@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from jaxprune import __version__
@@ -26,9 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxprune`; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
-    if "--help" in arguments[1:] or "-h" in arguments[1:]:
-        return _help(parser, arguments)
-    options, overrides = parser.parse_known_args(arguments)
+    without_help = [word for word in arguments if word not in ("--help", "-h")]
+    if without_help != arguments and arguments[0] in (*_STAGES, "config"):
+        return _help(parser, without_help)
+    options, rest = parser.parse_known_args(arguments)
     if options.command == "doctor":
         from jaxprune import doctor
 
@@ -37,22 +39,38 @@ def main(arguments: list[str] | None = None) -> int:
     from jaxprune.progress import say
 
     try:
-        return _command(options, overrides)
-    except (ValueError, StageError, OSError) as error:
-        if options.traceback:
-            raise
-        status = getattr(error, "status", 1)
-        say(f"error: {error}" if status == 1 else str(error))
-        return status
+        return _command(options, rest)
     except KeyboardInterrupt:
         say("interrupted: the same command continues where it was")
         return 130
+    except Exception as error:
+        if options.traceback:
+            raise
+        status = error.status if isinstance(error, StageError) else 1
+        say(f"error: {_in_a_line(error)}" if status == 1 else str(error))
+        return status
 
 
-def _command(options: argparse.Namespace, overrides: list[str]) -> int:
-    from jaxprune.settings import load, show
+def _in_a_line(error: Exception) -> str:
+    """What a user can mend, as it was written; of anything else the first line, and how to see more."""
+    from jaxprune.artifact import StageError
 
-    config = load(options.config, overrides)
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+    if isinstance(error, (StageError, OSError)) or (isinstance(error, ValueError) and ours):
+        return str(error)
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first} (--traceback shows where)"
+
+
+def _command(options: argparse.Namespace, rest: list[str]) -> int:
+    from jaxprune.progress import say
+    from jaxprune.settings import load, notes, show
+
+    path, overrides = _config_of(options, rest)
+    config = load(path, overrides)
+    for note in notes(config):
+        say(note)
     if options.command == "config":
         print(show(config))
         return 0
@@ -60,7 +78,6 @@ def _command(options: argparse.Namespace, overrides: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxprune import pipeline
     from jaxprune.artifact import Workdir, locked
-    from jaxprune.progress import say
 
     workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
     with locked(workdir):
@@ -75,6 +92,21 @@ def _command(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.command in ("run", "report"):
         say(f"report: {(workdir.report / 'index.html').resolve()}")
     return 0
+
+
+def _config_of(options: argparse.Namespace, rest: list[str]) -> tuple[str, list[str]]:
+    """CONFIG and the settings behind it, from what argparse left: it would take any setting's value for CONFIG.
+
+    Raises:
+      ValueError: there is no CONFIG before the settings.
+    """
+    if rest and not rest[0].startswith("-"):
+        return rest[0], rest[1:]
+    *names, last = getattr(options, "only", None) or [""]
+    if names and last.endswith(".py"):  # --only NAME CONFIG
+        options.only = names
+        return last, rest
+    raise ValueError(f"there is no CONFIG: write `jaxprune {options.command} CONFIG`, and settings behind it")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,23 +138,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="a Python file such as configs/quickstart.py")
     command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     command.usage = f"{command.prog} CONFIG [--workdir DIR] [--SETTING VALUE ...]"
+    command.epilog = "CONFIG is a Python file such as configs/quickstart.py"
 
 
 def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     """Help of a command, followed by that of the config's settings when a config is named."""
     with contextlib.suppress(SystemExit):
-        parser.parse_known_args([arguments[0], "--help"])
-    named = [a for a in arguments[1:] if not a.startswith("-")]
-    if arguments[0] == "doctor" or not named:
+        parser.parse_args([arguments[0], "--help"])
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        path, _ = _config_of(options, rest)
+    except ValueError:  # no config is named
         return 0
     from jaxprune.progress import say
     from jaxprune.settings import load
 
     try:
-        load(named[0], ["--help"])
+        load(path, ["--help"])
     except ValueError as error:
         say(f"error: {error}")
         return 1

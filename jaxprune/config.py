@@ -57,7 +57,9 @@ class Settings:
             try:
                 check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
             except TypeCheckError:
-                readable = re.sub(r"\b(typing|jaxprune\.config)\.|<class '(?:\w+\.)*(\w+)'>", r"\2", str(expected))
+                readable = re.sub(
+                    r"\b(typing|jaxprune\.config)\.|<class '(?:\w+\.)*(\w+)'>", r"\2", str(expected)
+                )
                 raise ValueError(
                     f"{type(self).__name__}.{name} is {value!r}: give a value of type {readable}"
                 ) from None

@@ -10,8 +10,15 @@ from jaxprune.config import Config
 
 
 def run(config: Config, workdir: Workdir) -> None:
-    """Makes every artifact that is not there yet; ends with the report."""
+    """Makes every artifact that is not there yet; ends with the report.
+
+    Raises:
+      ValueError: before anything is made, a run does not fit the devices; after `prepare`, mix.weights
+        does not fit the domains; or as the stages.
+    """
+    _check_devices(config)
     prepare(config, workdir)
+    _check_domains(config, workdir)
     train(config, workdir, ("reference",))
     score(config, workdir)
     select(config, workdir)
@@ -19,6 +26,26 @@ def run(config: Config, workdir: Workdir) -> None:
     train(config, workdir, tuple(config.final_runs))
     evaluate(config, workdir, ())
     report(config, workdir)
+
+
+def _check_devices(config: Config) -> None:
+    from jaxprune.model.sharding import make_mesh
+    from jaxprune.train import layout
+
+    mesh = make_mesh(config.mesh)
+    for name in ("reference", "final"):
+        try:
+            layout.check(getattr(config, name), mesh)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def _check_domains(config: Config, workdir: Workdir) -> None:
+    from jaxprune.data.store import TokenStore
+    from jaxprune.mix.weights import proportions
+
+    # How many tokens each keeps is not known yet, and fixed weights do not ask.
+    proportions(config.mix, dict.fromkeys(TokenStore(workdir.prepare / "tokens").domains, 1))
 
 
 # Each stage is imported when it runs, so that the command line answers at once.

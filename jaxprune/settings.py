@@ -62,25 +62,22 @@ def show(config: Config) -> str:
 
 
 def notes(config: Config) -> list[str]:
-    """A line for each reason why settings that were changed do nothing, or that arms are alike."""
-    given = config.tokenizer.path is not None
-    idle = {
-        f"tokenizer.path is {config.tokenizer.path}": (
-            ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
-            if given
-            else ("tokenizer.eod_token",)
-        )
-    }
-    if config.mix.method != "temperature":
-        idle[f"mix.method is {config.mix.method}"] = ("mix.temperature",)
-    values, defaults = _fields(config), _fields(Config(name=""))
+    """What a config asks for in vain, a line each: settings without effect, an arm that repeats another."""
+    given, method = config.tokenizer.path is not None, config.mix.method
+    trained = ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
+    unused = (
+        (given, "tokenizer.path is given", trained),
+        (not given, "tokenizer.path is not given", ("tokenizer.eod_token",)),
+        (method != "temperature", f"mix.method is {method}", ("mix.temperature",)),
+    )
+    values, usual = _fields(config), _fields(Config(name=""))
     lines = []
-    for reason, names in idle.items():
-        changed = [name for name in names if values[name] != defaults[name]]
-        if changed:
-            lines.append(f"{reason}: {', '.join(changed)} has no effect")
+    for holds, reason, names in unused:
+        changed = [name for name in names if values[name] != usual[name]]
+        if holds and changed:
+            lines.append(f"without effect, because {reason}: {', '.join(changed)}")
     if config.select.criterion == "random" and {"pruned", "random"} <= set(config.arms):
-        lines.append("select.criterion is random: the arm pruned is one more random arm")
+        lines.append("select.criterion is random, which makes the arm pruned one more random arm")
     return lines
 
 
@@ -90,17 +87,59 @@ def _call(path: str) -> Config:
         there = sorted(str(p) for p in Path("configs").glob("*.py"))
         raise ValueError(f"there is no config file {path}{_nearest(path, there)}")
     try:
-        names = runpy.run_path(path)
-        if "config" not in names:
-            raise ValueError(f"{path} has no function `config`: write `def config() -> Config:` in it")
-        config = names["config"]()
+        make = runpy.run_path(path).get("config")
+        config = make() if make else None
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except Exception as error:  # whatever a user's program raises
         raise ValueError(_located(path, error)) from error
+    if not make:
+        raise ValueError(f"{path} has no function `config`: write `def config() -> Config:` in it")
     if not isinstance(config, Config):
         raise ValueError(f"{path}: config() returned a {type(config).__name__}, not a jaxprune.config.Config")
     return config
+
+
+def _located(path: str, error: Exception) -> str:
+    """Where in the config file, what, and the name that may have been meant."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == path]
+    where = f"{path}, line {lines[-1]}" if lines else path
+    what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    misspelt = re.search(r"(?:keyword argument|name) '(\w+)'", what)
+    fields = (name.rpartition(".")[2] for name in _fields(Config(name="")))
+    known = sorted({*fields, *vars(jaxprune.config)})
+    return f"{where}: {what}{_nearest(misspelt[1], known) if misspelt else ''}"
+
+
+def _words(value: Any) -> list[str]:
+    """The value of a setting as the command line takes it."""
+    if isinstance(value, dict):
+        return [str(word) for pair in value.items() for word in pair]
+    return [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
+    """A dict is written as pairs; tyro would only let the keys of the default be set."""
+    if get_origin(info.type) is not dict:
+        return None
+
+    def read(words: list[str]) -> dict[str, float]:
+        if len(words) % 2:
+            raise ValueError("write pairs of a domain and its weight")
+        return {name: float(weight) for name, weight in zip(words[::2], words[1::2], strict=True)}
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[DOMAIN WEIGHT ...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=_words,
+    )
 
 
 def _fields(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,24 @@
 """The command line: every mistake gets one line that helps, before anything is lost."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from corpora import write_corpus
 
-from jaxprune import cli
+from jaxprune import cli, settings
+from jaxprune.artifact import StageError
 
 QUICKSTART = str(Path(__file__).parent.parent / "configs" / "quickstart.py")
+
+
+def _stopped(status: int) -> StageError:
+    error = StageError("saved")
+    error.status = status
+    return error
+
 
 # What is typed -> what the one line must say.
 WRONG = {
@@ -37,6 +47,28 @@ WRONG = {
     "--mix.method fixed --mix.weights code -1 manuals 2": "weights must not be negative",
     "--mesh.fsdp 0": "set sizes above 0, and -1 for at most one axis",
     "--final.model.dtype float16": "'float32', 'bfloat16'",
+    "--mesh.fsdp 3": "make the sizes multiply to 8",
+    "--final.batch_rows 12": "final: batch_rows is 12: make it a multiple of",
+    "--final.model.n_heads 3 --final.model.n_kv_heads 3 --mesh.fsdp 4 --mesh.tensor 2": "n_heads is 3, which mesh.tensor=2",
+    "--final.model.attention splash": "final: model.attention=splash runs on TPUs",
+    "--mix.weights code 1": "set mix.method to fixed",
+    "--mix.method fixed --mix.weights code": "write pairs of a domain and its weight",
+    "--mix.method fixed --mix.weights code nan": "weights must not be negative or infinite",
+    "--arms pruned within_domain --select.scope domain": "select.scope is domain, which makes the arms",
+    "--arms pruned within_domain --select.criterion random": "select.criterion is random, which makes",
+    "--select.rate nan": "select.rate is nan: set a share",
+    "--final.model.d_ff 0": "model.d_ff is 0: set a number above 0, or None",
+    "--final.model.init_std -1": "model.init_std is -1.0: set a finite number above 0",
+    "--final.model.rope_theta 0": "model.rope_theta is 0.0: set a finite number above 0",
+    "--tokenizer.threads 0": "tokenizer.threads is 0: set a number above 0",
+    "--final.optimizer.peak_lr inf": "optimizer.peak_lr is inf: set a finite number above 0",
+    "--final.optimizer.weight_decay nan": "optimizer.weight_decay is nan: set a finite number",
+    "--final.optimizer.b2 1": "optimizer.b2 is 1.0: set a number in [0, 1)",
+    "--final.optimizer.eps 0": "optimizer.eps is 0.0: set a finite number above 0",
+    "--final.optimizer.schedule wsd --final.optimizer.warmup 0.9 --final.optimizer.decay 0.5": "add up to 1 at most",
+    "--seed -1": "seed is -1: set whole numbers from 0",
+    "--seeds 0 -1": "seeds is (0, -1): set whole numbers from 0",
+    "--seeds 0 4294967296": "set whole numbers from 0 to 4294967295",
     "stray": "write --SETTING VALUE",
 }
 
@@ -46,17 +78,27 @@ def test_a_wrong_setting_gets_one_line_that_helps(typed, tmp_path, capsys):
     status = cli.main(["run", QUICKSTART, "--workdir", str(tmp_path / "run"), *typed.split()])
     printed = capsys.readouterr().err.strip()
     assert status == 1
-    assert WRONG[typed] in printed
-    assert len(printed.splitlines()) == 1
-    assert "Traceback" not in printed
+    *notes, error = printed.splitlines()
+    assert WRONG[typed] in error
+    assert all(note.startswith("without effect") for note in notes)
+
+
+IMPORT = "from jaxprune.config import *\n"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("from jaxprune.config import *\ndef config(): return Config(name='x', sede=1)", "did you mean seed?"),
-        ("from jaxprune.config import *\ndef config(): return Config(name='x', seed='1')", "seed is '1', which is not a int"),
-        ("from jaxprune.config import *\ndef config(): return Config(name='x', select=Select(rate=2))", "select.rate is 2"),
+        (IMPORT + "def config(): return Config(name='x', sede=1)", "line 2: TypeError: Config.__init__() got an unexpected keyword argument 'sede'; did you mean seed?"),
+        (IMPORT + "def config(): return Config(name='x', seed='1')", "line 2: Config.seed is '1': give a value of type int"),
+        (IMPORT + "def config():\n  return Config(name='x', select=Select(rate='0.5'))", "line 3: Select.rate is '0.5': give a value of type float"),
+        (IMPORT + "def config(): return Config(name='x', seeds=(0, '1'))", "Config.seeds is (0, '1'): give a value of type tuple[int, ...]"),
+        (IMPORT + "def config(): return Config(name='x', select=Mix())", "Config.select is Mix("),
+        (IMPORT + "def config(): return Config(name='x', select=Select(rate=2))", "line 2: select.rate is 2"),
+        (IMPORT + "def config(): return Config()", "line 2: TypeError: Config.__init__() missing 1 required keyword-only argument: 'name'"),
+        (IMPORT + "\nsettings = Selct(rate=0.5)", "line 3: NameError: name 'Selct' is not defined; did you mean Select?"),
+        ("from jaxprune.config import Confg", "line 1: ImportError: cannot import name 'Confg'"),
+        ("import jaxprune.confg", "line 1: ModuleNotFoundError: No module named 'jaxprune.confg'"),
         ("def config(): return 3", "not a jaxprune.config.Config"),
         ("x = 1", "no function `config`"),
         ("def config(:", "line 1"),
@@ -68,7 +110,91 @@ def test_a_wrong_config_file_gets_one_line_that_helps(text, said, tmp_path, caps
     assert cli.main(["config", str(path)]) == 1
     printed = capsys.readouterr().err.strip()
     assert said in printed
+    assert str(path) in printed
     assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "--tokenizer.path some.model",
+            "tokenizer.path is given: tokenizer.vocab_size, tokenizer.train_bytes",
+        ),
+        ("--tokenizer.eod_token x", "tokenizer.path is not given: tokenizer.eod_token"),
+        ("--mix.temperature 3", "mix.method is natural: mix.temperature"),
+        ("--select.criterion random", "the arm pruned one more random arm"),
+        ("--mix.method temperature --mix.temperature 3", ""),
+    ],
+)
+def test_what_has_no_effect_is_said(typed, said, capsys):
+    assert cli.main(["config", QUICKSTART, *typed.split()]) == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_devices_are_asked_before_anything_is_made(tmp_path):
+    assert cli.main(["run", QUICKSTART, "--workdir", str(tmp_path), "--final.batch_rows", "12"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_domains_of_the_mixture_are_asked_before_training(tmp_path, capsys):
+    tiny = str(Path(__file__).parent / "tiny.py")
+    words = ["--corpus.sources", str(write_corpus(tmp_path / "corpus")), "--mix.method", "fixed"]
+    assert (
+        cli.main(["run", tiny, "--workdir", str(tmp_path / "run"), *words, "--mix.weights", "cod", "1"]) == 1
+    )
+    assert "mix.weights names cod, which is no domain" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("train*"))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "evaluate --workdir DIR --only none-9 CONFIG",
+        "train CONFIG --workdir DIR --only none-9",
+        "train --workdir DIR --only none-9 CONFIG --seed 3",
+    ],
+)
+def test_the_config_may_stand_behind_the_names_of_runs(typed, tmp_path, capsys):
+    words = typed.replace("CONFIG", QUICKSTART).replace("DIR", str(tmp_path)).split()
+    assert cli.main(words) == 1
+    assert "there is no run none-9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["run", "run --seed 3 CONFIG", "train --only CONFIG"])
+def test_a_config_that_is_missing_gets_one_line(typed, capsys):
+    assert cli.main(typed.replace("CONFIG", QUICKSTART).split()) == 1
+    printed = capsys.readouterr().err.strip()
+    assert "there is no CONFIG: write `jaxprune" in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (
+            RuntimeError("INTERNAL: no\nmore"),
+            1,
+            "error: RuntimeError: INTERNAL: no (--traceback shows where)",
+        ),
+        (ValueError("shapes\nmore"), 1, "error: ValueError: shapes (--traceback shows where)"),
+        (OSError("disk full"), 1, "error: disk full"),
+        (_stopped(130), 130, "saved"),
+        (_stopped(143), 143, "saved"),
+    ],
+)
+def test_every_error_is_one_line(error, status, said, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("jaxprune.pipeline.prepare", fail)
+    command = ["prepare", QUICKSTART, "--workdir", str(tmp_path)]
+    assert cli.main(command) == status
+    assert capsys.readouterr().err.strip() == said
+    with pytest.raises(type(error)):
+        cli.main([*command, "--traceback"])
 
 
 def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path, capsys):
@@ -77,10 +203,28 @@ def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path, capsys):
 
 
 def test_overrides_reach_the_config(capsys):
-    assert cli.main(["config", QUICKSTART, "--select.rate", "0.25", "--mix.weights", "code", "1"]) == 0
+    assert cli.main(["config", QUICKSTART, "--select.rate", "0.25", "--tokenizer.path", "my model"]) == 0
     printed = capsys.readouterr().out
-    assert "select.rate = 0.25" in printed
-    assert "mix.weights = {'code': 1.0}" in printed
+    assert "--select.rate 0.25\n" in printed
+    assert "--tokenizer.path 'my model'\n" in printed
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [],
+        ["--mix.method", "fixed", "--mix.weights", "my code", "1", "b", "0.5", "--corpus.id_field", ""],
+        ["--name", "it's", "--metrics", "--seeds", "3", "4", "--final.model.tie_embeddings", "False"],
+    ],
+)
+def test_the_printed_config_is_the_command_line_that_makes_it(typed, tmp_path):
+    other = tmp_path / "other.py"  # nothing of it may be left
+    other.write_text(
+        IMPORT + "def config(): return Config(name='o', mix=Mix(method='fixed', weights={'z': 1.0}))"
+    )
+    config = settings.load(QUICKSTART, typed)
+    for path in (QUICKSTART, str(other)):
+        assert settings.load(path, shlex.split(settings.show(config))) == config
 
 
 def test_help_explains_every_field(capsys):
@@ -88,12 +232,12 @@ def test_help_explains_every_field(capsys):
 
     from jaxprune import config
 
-    assert cli.main(["run", QUICKSTART, "--help"]) == 0
+    assert cli.main(["run", "--workdir", "somewhere", QUICKSTART, "--help"]) == 0
     printed = capsys.readouterr().out
     for group in ("corpus", "tokenizer", "reference", "score", "select", "mix", "final", "mesh"):
-        settings = getattr(config.Config(name="x"), group)
-        for field in dataclasses.fields(settings):
-            if not dataclasses.is_dataclass(getattr(settings, field.name)):
+        of_group = getattr(config.Config(name="x"), group)
+        for field in dataclasses.fields(of_group):
+            if not dataclasses.is_dataclass(getattr(of_group, field.name)):
                 assert f"--{group}.{field.name}" in printed
     # tyro prints a field that has no docstring as a bare default.
     assert "\n       (default:" not in printed

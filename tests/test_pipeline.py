@@ -1,8 +1,10 @@
 """The whole pipeline: killed anywhere it ends in the same artifacts, and changed settings reach what they touch."""
 
+import html
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from corpora import write_corpus
 from jaxprune import cli, config
 from jaxprune.artifact import Workdir, read_manifest
 from jaxprune.model.sharding import make_mesh
+from jaxprune.report.numbers import percent, short, signed
 from jaxprune.train.checkpoint import load_params
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -86,34 +89,52 @@ def test_a_run_that_is_done_makes_nothing_again(undisturbed, corpus, capsys):
 
 
 def test_ten_kills_at_random_moments_change_nothing(undisturbed, corpus, tmp_path):
-    """SIGKILL in every stage, a random moment after it has begun."""
+    """SIGKILL in every stage, a random moment after it has begun; in training, after it has saved."""
     workdir = Workdir(tmp_path / "killed")
-    stages = [
-        workdir.prepare, workdir.run("reference"), workdir.run("reference"), workdir.score, workdir.select,
-        workdir.mix, workdir.run("none-0"), workdir.run("pruned-0"), workdir.evaluate("none-0"), workdir.report,
-    ]  # fmt: skip
-    rng = random.Random(int(time.time()))
+    partial = {path: path.with_name(path.name + ".partial") for path in _artifacts(workdir)}
+    reference = partial[workdir.run("reference")]
+    moments = [
+        partial[workdir.prepare],
+        reference,
+        reference / "checkpoints" / "5",
+        partial[workdir.score],
+        partial[workdir.select],
+        partial[workdir.mix],
+        partial[workdir.run("none-0")] / "checkpoints" / "10",
+        partial[workdir.run("pruned-0")],
+        partial[workdir.evaluate("none-0")],
+        partial[workdir.report],
+    ]
+    seed = int(time.time())
+    print(f"moments drawn with seed {seed}")  # shown when the test fails
+    rng = random.Random(seed)
     command = [sys.executable, "-m", "jaxprune.cli", *_command(workdir.root, corpus)]
-    killed = 0
-    for stage in stages:
-        partial = stage.with_name(stage.name + ".partial")
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-        while process.poll() is None and not partial.exists() and not stage.exists():
-            time.sleep(0.002)
-        time.sleep(rng.choice((0.0, 0.02, 0.3, 2.0)) * rng.random())
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        assert process.communicate() is not None
-    assert killed >= 8  # a stage may be over before the signal arrives
+    killed, said = 0, ""
+    for moment in moments:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            while process.poll() is None and not moment.exists():
+                time.sleep(0.002)
+            time.sleep(rng.random() * rng.choice((0.0, 0.05, 0.5)))
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed += 1
+            said += process.communicate()[1]
+    assert killed >= 8  # the last stages may be over before the signal arrives
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
+    said += finished.stderr
+    assert "train reference: continuing after step" in said
+    assert "train none-0: continuing after step" in said
+    assert "damaged" not in said
     _same_artifacts(workdir, undisturbed)
 
 
-def test_a_changed_rate_runs_again_only_what_depends_on_it(undisturbed, corpus, tmp_path, capsys):
-    import shutil
+def _artifacts(workdir: Workdir) -> list[Path]:
+    runs = [path for name in RUNS for path in (workdir.run(name), workdir.evaluate(name))]
+    return [workdir.prepare, workdir.score, workdir.select, workdir.mix, workdir.report, *runs]
 
+
+def test_a_changed_rate_runs_again_only_what_depends_on_it(undisturbed, corpus, tmp_path, capsys):
     workdir = Workdir(tmp_path / "changed")
     shutil.copytree(undisturbed.root, workdir.root)
     assert cli.main(_command(workdir.root, corpus, "--select.rate", "0.3")) == 0
@@ -122,13 +143,37 @@ def test_a_changed_rate_runs_again_only_what_depends_on_it(undisturbed, corpus, 
     for name in ("prepare", "score", "train/reference"):
         assert read_manifest(workdir.root / name) == read_manifest(undisturbed.root / name)
     assert read_manifest(workdir.select) != read_manifest(undisturbed.select)
+    # The unpruned arm draws from what it drew from before.
+    assert read_manifest(workdir.run("none-0")) == read_manifest(undisturbed.run("none-0"))
+    assert read_manifest(workdir.run("pruned-0")) != read_manifest(undisturbed.run("pruned-0"))
 
 
 def test_the_report_answers_in_its_first_lines(undisturbed):
-    page = (undisturbed.report / "index.html").read_text()
-    figures = json.loads((undisturbed.report / "report.json").read_text())
-    assert figures
-    assert "pruned" in page
+    """In words and numbers of the artifacts: what was pruned, what it changed on both mixes, which mixture."""
+    table = pq.read_table(undisturbed.select / "pruned.parquet")
+    kept = len(np.load(undisturbed.select / "pruned.npy"))
+    losses = {
+        arm: json.loads((undisturbed.evaluate(f"{arm}-0") / "summary.json").read_text())
+        for arm in ("none", "pruned")
+    }
+    changes = [
+        f"{signed(losses['pruned'][place][measure] - losses['none'][place][measure])} {unit}"
+        for place in ("mean", "all")
+        for measure, unit in (("bits_per_byte", "bits per byte"), ("nll", "nats per token"))
+    ]
+    run = json.loads((undisturbed.mix / "weights.json").read_text())["pruned-0"]
+    answers = [
+        f"Pruning kept 50 % of the documents, those of medium perplexity: {kept} of {len(table)} documents and",
+        f"Against no pruning, in the mean over domains, pruning came out at {changes[0]}, {changes[1]}, which may",
+        f"on the natural mix of the corpus it came out at {changes[2]}, {changes[3]}, which may be chance",
+        "Arm pruned trained on ",
+        *(f"{domain} {percent(weight)}" for domain, weight in run["weights"].items()),
+        f"every arm on {short(run['tokens'])} tokens.",
+    ]
+    page = html.unescape((undisturbed.report / "index.html").read_text())
+    first_lines = page[page.index("<main>") : page.index('id="results"')]
+    assert [answer for answer in answers if answer not in first_lines] == []
+    assert "Against random" not in page  # which was not run
 
 
 @pytest.mark.skipif(

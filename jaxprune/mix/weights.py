@@ -149,6 +149,4 @@ def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: s
                 "lower its weight, keep more of it, or lower final.tokens"
             )
         if times > MANY_EPOCHS:
-            say(
-                f"{title}: {name} is repeated {times:.1f} times; above {MANY_EPOCHS} a repeat teaches little"
-            )
+            say(f"{title}: {name} is repeated {times:.1f} times; above {MANY_EPOCHS} a repeat teaches little")

@@ -83,9 +83,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that decide the select artifact."""
-    return {
-        name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()
-    }
+    return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
 
 
 def write(folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: int) -> dict[str, Any]:

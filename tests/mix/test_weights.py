@@ -3,10 +3,12 @@ import math
 
 import numpy as np
 import pytest
+from stores import numbered_store
 
 from jaxprune.artifact import Manifest, Workdir, write_json
 from jaxprune.config import Config, Mix, Model, Run
 from jaxprune.mix import weights
+from jaxprune.train.stage import natural_weights
 
 TOKENS = {"books": 6000, "code": 3000, "web": 1000}
 ROWS = {"books": 60, "code": 30, "web": 10}
@@ -76,14 +78,37 @@ def selection(**documents_and_tokens):
     }
 
 
-def test_rows_count_the_token_that_separates_documents_and_the_one_that_neighbours_share():
+def test_kept_tokens_count_the_token_that_separates_documents():
     kept = selection(books=(1, 32), code=(1, 31), web=(4, 60))
-    assert weights.kept_rows(kept, ("books", "code", "web", "zoo"), 32) == {
-        "books": 1,
-        "code": 0,
-        "web": 1,
+    assert weights.kept_tokens(kept, ("books", "code", "web", "zoo")) == {
+        "books": 33,
+        "code": 32,
+        "web": 64,
         "zoo": 0,
     }
+
+
+def test_natural_is_the_same_for_the_reference_and_for_final_runs(tmp_path):
+    """Weights of the same documents, once as `train` and once as `mix` has them: short documents are mostly EOD."""
+    context, lengths = 32, {"long": [50, 70], "short": [2] * 40, "tiny": [20]}
+    domain = [k for k, of_domain in enumerate(lengths.values()) for _ in of_domain]
+    store = numbered_store(tmp_path, sum(lengths.values(), []), domain, len(lengths))
+    names = dict(zip(lengths, store.domains, strict=True))
+    of_domain = {names[name]: (len(of), sum(of) - len(of)) for name, of in lengths.items()}
+
+    reference = natural_weights(store, np.arange(store.n_documents), context)
+    kept = weights.kept_tokens(selection(**of_domain), store.domains)
+    rows = {name: max(n - 1, 0) // context for name, n in kept.items()}
+    final = weights.drawable(weights.proportions(Mix(), kept), rows, "none-0", strict=False)
+    assert reference == pytest.approx(tuple(final.values())) == (0.6, 0.4, 0.0)
+
+
+def test_a_reference_without_a_row_is_an_error_that_says_what_to_set(tmp_path):
+    store = numbered_store(tmp_path, [20, 30], [0, 1], 2)
+    with pytest.raises(ValueError, match=r"row of 33 .*corpus\.reference.*reference\.model\.context"):
+        natural_weights(store, np.arange(2), 32)
+    with pytest.raises(ValueError, match=r"corpus\.reference"):
+        natural_weights(store, np.arange(0), 32)
 
 
 @pytest.fixture
@@ -97,9 +122,9 @@ def workdir(tmp_path, monkeypatch):
     write_json(
         workdir.select / "summary.json",
         {
-            "none": selection(books=(8, 6000), code=(8, 3000), web=(8, 1000)),
-            "pruned": selection(books=(8, 1000), code=(0, 0), web=(8, 3000)),
-            "random-0": selection(books=(8, 3000), code=(8, 1500), web=(8, 500)),
+            "none": selection(books=(8, 5992), code=(20, 2980), web=(500, 500)),
+            "pruned": selection(books=(8, 992), code=(0, 0), web=(8, 2992)),
+            "random-0": selection(books=(8, 2992), code=(8, 1492), web=(8, 492)),
             "random-1": selection(books=(8, 3100), code=(8, 1400), web=(1, 10)),
         },
     )
@@ -132,7 +157,7 @@ def test_run_gives_every_final_run_its_weights_and_epochs(workdir):
         assert run["tokens"] == 12_800
         drawn = sum(run["weights"][domain] for domain in run["weights"]) * 12_800
         assert drawn == pytest.approx(12_800), name
-    # 0.25 of 400 rows from (1000 + 8 - 1) // 32 rows.
+    # 0.25 of 400 rows from (992 + 8 - 1) // 32 rows, which hold the tokens that separate documents too.
     assert runs["pruned-0"]["epochs"] == pytest.approx({"books": 100 / 31, "code": 0, "web": 300 / 93})
 
 

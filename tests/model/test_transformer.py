@@ -39,11 +39,10 @@ def test_jit_changes_nothing(build, tokens_BS) -> None:
     np.testing.assert_allclose(built.score(tokens_BS[:2]), eager, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_scan_and_remat_change_nothing(build, tokens_BS, family: str) -> None:
-    loss, gradient = build(family).loss_and_gradient(tokens_BS)
+def test_scan_and_remat_change_nothing(build, tokens_BS) -> None:
+    loss, gradient = build("modern").loss_and_gradient(tokens_BS)
     for settings in ({"unroll": 2}, {"remat": "dots"}, {"remat": "full"}):
-        other_loss, other_gradient = build(family, **settings).loss_and_gradient(tokens_BS)
+        other_loss, other_gradient = build("modern", **settings).loss_and_gradient(tokens_BS)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), other_gradient, gradient

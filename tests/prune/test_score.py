@@ -268,6 +268,8 @@ def test_the_stage_scores_the_train_split_and_repairs_itself(store, scorer, tmp_
     (workdir.prepare / "tokens").symlink_to(store.folder)
     loads = []
     monkeypatch.setattr(score.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
+    hashed, checksum = [], score._checksum
+    monkeypatch.setattr(score, "_checksum", lambda path, name: hashed.append(name) or checksum(path, name))
     settings = config.Config(name="x", score=config.Score(shard_documents=10))
     manifest = score.run(settings, workdir)
     tables = [pq.read_table(path) for path in sorted(workdir.score.glob("part-*.parquet"))]
@@ -276,8 +278,10 @@ def test_the_stage_scores_the_train_split_and_repairs_itself(store, scorer, tmp_
     assert manifest.counts["documents"] == 36
     assert manifest.counts["tokens"] == sum(pa.concat_tables(tables)["n_tokens"].to_pylist())
     before = contents(workdir.score)
+    assert len(hashed) == 4  # each shard when it was written, and not again
 
     assert score.run(settings, workdir) == manifest and len(loads) == 1
+    assert len(hashed) == 8  # what stood there, once
     (workdir.score / "part-00001.parquet").write_bytes(b"not a table")
     assert score.run(settings, workdir) == manifest and len(loads) == 2
     assert contents(workdir.score) == before

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jaxprune.artifact import read_manifest
 from jaxprune.data.store import TokenStore
 from jaxprune.train.metrics import read
 
@@ -157,6 +158,13 @@ def test_costs_add_up_and_a_forward_pass_is_two_n_and_attention_a_token(reported
     assert costs["stages"]["evaluate"]["runs"] == len(config.final_runs)
     assert costs["seconds"] == pytest.approx(sum(stage["seconds"] for stage in costs["stages"].values()))
     assert store.vocab_size == figures["data"]["vocab_size"]
+
+
+def test_training_tokens_are_those_that_were_trained(reported):
+    config, workdir, figures = reported
+    for name in config.final_runs:
+        manifest = read_manifest(workdir.run(name))
+        assert manifest is not None and figures["training_tokens"] == manifest.counts["tokens"]
 
 
 def test_data_counts_splits_and_what_was_dropped(reported):
