@@ -26,6 +26,7 @@ from jaxprune.data.store import TokenStore
 from jaxprune.model import flops, transformer
 from jaxprune.model.sharding import BATCH
 from jaxprune.progress import meter, say
+from jaxprune.train import layout
 from jaxprune.train.checkpoint import Checkpoints
 from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Log, Window
@@ -75,11 +76,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     run, mesh, vocab_size = plan.run, plan.mesh, plan.store.vocab_size
     rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if run.batch_rows % (run.microbatches * rows_on_mesh):
-        raise ValueError(
-            f"batch_rows is {run.batch_rows}: make it a multiple of microbatches ({run.microbatches}) x "
-            f"mesh.replica x mesh.fsdp ({rows_on_mesh})"
-        )
+    layout.check(run, mesh)
     # 1. What the parameters are, for whoever loads them.
     write_json(
         folder / "model.json",

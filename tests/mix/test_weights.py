@@ -91,8 +91,8 @@ def test_kept_tokens_count_the_token_that_separates_documents():
 def test_natural_is_the_same_for_the_reference_and_for_final_runs(tmp_path):
     """Weights of the same documents, once as `train` and once as `mix` has them: short documents are mostly EOD."""
     context, lengths = 32, {"long": [50, 70], "short": [2] * 40, "tiny": [20]}
-    domain = [k for k, of_domain in enumerate(lengths.values()) for _ in of_domain]
-    store = numbered_store(tmp_path, sum(lengths.values(), []), domain, len(lengths))
+    stored = [(length, k) for k, of_domain in enumerate(lengths.values()) for length in of_domain]
+    store = numbered_store(tmp_path, *zip(*stored, strict=True), n_domains=len(lengths))
     names = dict(zip(lengths, store.domains, strict=True))
     of_domain = {names[name]: (len(of), sum(of) - len(of)) for name, of in lengths.items()}
 

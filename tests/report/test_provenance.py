@@ -66,10 +66,10 @@ def test_select_and_mix_again_without_training_are_refused(copied):
     made, workdir = copied
     other = dataclasses.replace(made, select=dataclasses.replace(made.select, rate=0.2))
     select.run(other, workdir)
-    with pytest.raises(StageError, match="`mix` was not made .*select: "):
+    with pytest.raises(StageError, match=r"`mix` was not made .*select: "):
         provenance.read(other, workdir)
     weights.run(other, workdir)
-    with pytest.raises(StageError, match="`train pruned-0` was not made .*: run `jaxprune run CONFIG`"):
+    with pytest.raises(StageError, match=r"`train pruned-0` was not made .*: run `jaxprune run CONFIG`"):
         provenance.read(other, workdir)
 
 
@@ -78,14 +78,14 @@ def test_other_documents_and_other_weights_are_refused(copied):
     kept = workdir.select / "pruned.npy"
     before = kept.read_bytes()
     kept.write_bytes(before[:-8])
-    with pytest.raises(StageError, match="`train pruned-0` .*documents: "):
+    with pytest.raises(StageError, match=r"`train pruned-0` .*documents: "):
         provenance.read(made, workdir)
     kept.write_bytes(before)
     provenance.read(made, workdir)
     mixtures = json.loads((workdir.mix / "weights.json").read_text())
     mixtures["none-0"]["weights"]["code"] += 0.1
     write_json(workdir.mix / "weights.json", mixtures)
-    with pytest.raises(StageError, match="`train none-0` .*weights: "):
+    with pytest.raises(StageError, match=r"`train none-0` .*weights: "):
         provenance.read(made, workdir)
 
 
@@ -107,5 +107,5 @@ def test_an_evaluation_of_another_training_is_refused(copied):
         {},
         {"prepare": workdir.prepare, "train": "another"},
     )
-    with pytest.raises(StageError, match="`evaluate none-0` was not made .*train: another -> "):
+    with pytest.raises(StageError, match=r"`evaluate none-0` was not made .*train: another -> "):
         provenance.read(made, workdir)
