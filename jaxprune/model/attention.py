@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from jaxprune import config
 from jaxprune.model.linear import precision
-from jaxprune.model.sharding import ACT_BTHC
+from jaxprune.model.sharding import ACT_BTGRC, ACT_BTHC
 
 Kernel = Literal["xla", "cudnn", "splash"]
 
@@ -103,7 +103,8 @@ def _xla(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array) -> jax.Array:
     """In blocks of queries, each with the keys up to its end; scores of one block exist at a time."""
     B, T, H, C = q_BTHC.shape
     G = k_BTGC.shape[2]
-    q_BGRTC = (q_BTHC * C**-0.5).reshape(B, T, G, H // G, C).transpose(0, 2, 3, 1, 4)
+    q_BTGRC = jnp.reshape(q_BTHC * C**-0.5, (B, T, G, H // G, C), out_sharding=ACT_BTGRC)
+    q_BGRTC = q_BTGRC.transpose(0, 2, 3, 1, 4)
     k_BGSC, v_BGSC = k_BTGC.swapaxes(1, 2), v_BTGC.swapaxes(1, 2)
     # One block keeps its scores for the backward pass; of several, each makes them again.
     block = _block if T <= QUERY_BLOCK else jax.checkpoint(_block)
@@ -115,7 +116,7 @@ def _xla(q_BTHC: jax.Array, k_BTGC: jax.Array, v_BTGC: jax.Array) -> jax.Array:
         ],
         axis=3,
     )
-    return y_BGRTC.transpose(0, 3, 1, 2, 4).reshape(B, T, H, C)
+    return jnp.reshape(y_BGRTC.transpose(0, 3, 1, 2, 4), (B, T, H, C), out_sharding=ACT_BTHC)
 
 
 def _block(q_BGRTC: jax.Array, k_BGSC: jax.Array, v_BGSC: jax.Array) -> jax.Array:

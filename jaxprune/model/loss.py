@@ -47,10 +47,14 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
     whole = T - T % chunk
 
     def chunks(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x[:, :whole].reshape(x.shape[0], whole // chunk, chunk, *x.shape[2:]), 1, 0)
+        B, _, *D = x.shape
+        spec = P(sharding.ROWS, *[None] * (x.ndim))
+        return jnp.moveaxis(
+            jnp.reshape(x[:, :whole], (B, whole // chunk, chunk, *D), out_sharding=spec), 1, 0
+        )
 
     _, nll_NBC = jax.lax.scan(lambda _, xs: (None, nll(*xs)), None, (chunks(hidden_BTD), chunks(target_BT)))
-    nll_BT = jnp.moveaxis(nll_NBC, 0, 1).reshape(-1, whole)
+    nll_BT = jnp.reshape(jnp.moveaxis(nll_NBC, 0, 1), (-1, whole), out_sharding=sharding.ACT_BT)
     if whole == T:
         return nll_BT
     return jnp.concatenate((nll_BT, nll(hidden_BTD[:, whole:], target_BT[:, whole:])), axis=1)

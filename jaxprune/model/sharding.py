@@ -28,7 +28,9 @@ ROWS = ("replica", "fsdp")  # cut a batch, and so are summed over in a weight's 
 BATCH = P(ROWS)
 ACT_BT = P(ROWS, None)
 ACT_BTD = P(ROWS, None, None)
+ACT_BTF = P(ROWS, None, "tensor")
 ACT_BTHC = P(ROWS, None, "tensor", None)
+ACT_BTGRC = P(ROWS, None, "tensor", None, None)
 ROWS_BT = P("replica", None)  # where the tables are looked up, each device in its part of the width
 ROWS_BTD = P("replica", None, "fsdp")
 

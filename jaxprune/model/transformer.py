@@ -147,7 +147,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         B, T, _ = x_BTD.shape
         q_BTHC, k_BTGC, v_BTGC = (
-            project(x_BTD).reshape(B, T, heads, -1)
+            jnp.reshape(project(x_BTD), (B, T, heads, -1), out_sharding=sharding.ACT_BTHC)
             for project, heads in (
                 (self.query, self.model.n_heads),
                 (self.key, self.model.kv_heads),
@@ -158,7 +158,7 @@ class Attention(nnx.Module):
             q_BTHC = rotate(q_BTHC, self.model.rope_theta)
             k_BTGC = rotate(k_BTGC, self.model.rope_theta)
         y_BTHC = attention.attend(q_BTHC, k_BTGC, v_BTGC, self.model.attention)
-        return self.output(y_BTHC.reshape(B, T, -1))
+        return self.output(jnp.reshape(y_BTHC, (B, T, -1), out_sharding=sharding.ACT_BTF))
 
 
 class Mlp(nnx.Module):

@@ -4,6 +4,8 @@ B rows, T positions, H query heads, G key and value heads, C width of a head.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import jax
@@ -39,12 +41,8 @@ def _qkv(B: int, T: int, H: int, G: int, C: int) -> list[jax.Array]:
 def test_blocks_of_queries_are_dense_attention(monkeypatch, length: int, kv_heads: int) -> None:
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
     qkv = _qkv(2, length, 4, kv_heads, 8)
-    y_BTHC = jax.jit(lambda *qkv: attention.attend(*qkv, "xla"))(*qkv)
+    y_BTHC = _attend("xla", qkv)
     np.testing.assert_allclose(y_BTHC, _dense(*qkv), rtol=1e-4, atol=1e-5)
-
-
-def _gradients(kernel: str, qkv: list[jax.Array]) -> list[jax.Array]:
-    return jax.jit(jax.grad(lambda qkv: jnp.sin(attention.attend(*qkv, kernel)).sum()))(qkv)
 
 
 def test_blocks_change_no_gradient(monkeypatch) -> None:
@@ -58,16 +56,31 @@ def test_blocks_change_no_gradient(monkeypatch) -> None:
 @pytest.mark.parametrize("length", [128, 200])
 def test_splash_is_dense_attention_on_each_device(length: int) -> None:
     """The TPU's kernel, interpreted: rows and heads cut over devices, lengths that its blocks do not divide."""
-    mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2), jax.devices()[:4])
     qkv = _qkv(2, length, 4, 2, 64)
-    with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
-        cut = [jax.device_put(x, jax.NamedSharding(mesh, sharding.ACT_BTHC)) for x in qkv]
-        y_BTHC = jax.jit(lambda *qkv: attention.attend(*qkv, "splash"))(*cut)
-        grads = _gradients("splash", cut)
+    with pltpu.force_tpu_interpret_mode():
+        y_BTHC = _attend("splash", qkv, fsdp=2, tensor=2)
+        grads = _gradients("splash", qkv, fsdp=2, tensor=2)
     assert y_BTHC.sharding.spec == grads[0].sharding.spec == sharding.ACT_BTHC
     np.testing.assert_allclose(y_BTHC, _dense(*qkv), rtol=1e-3, atol=1e-4)
     for theirs, ours in zip(grads, _gradients("xla", qkv), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def _attend(kernel: str, qkv: list[jax.Array], **axes: int) -> jax.Array:
+    with _cut(qkv, **axes) as cut:
+        return jax.jit(lambda *qkv: attention.attend(*qkv, kernel))(*cut)
+
+
+def _gradients(kernel: str, qkv: list[jax.Array], **axes: int) -> list[jax.Array]:
+    with _cut(qkv, **axes) as cut:
+        return jax.jit(jax.grad(lambda qkv: jnp.sin(attention.attend(*qkv, kernel)).sum()))(cut)
+
+
+@contextmanager
+def _cut(qkv: list[jax.Array], fsdp: int = 1, tensor: int = 1) -> Iterator[list[jax.Array]]:
+    mesh = sharding.make_mesh(config.Mesh(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+    with jax.set_mesh(mesh):
+        yield [jax.device_put(x, jax.NamedSharding(mesh, sharding.ACT_BTHC)) for x in qkv]
 
 
 def _devices(platform: str, kind: str) -> SimpleNamespace:

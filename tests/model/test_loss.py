@@ -32,6 +32,14 @@ def test_mixed_settings_too(build, tokens_BS, settings: dict) -> None:
     np.testing.assert_allclose(built.score(tokens_BS[:2]), expected, rtol=2e-5, atol=2e-5)
 
 
+def test_one_row_and_one_position(build, tokens_BS) -> None:
+    """Axes of length one, which a reshape may confuse with each other."""
+    built = build("mpt", loss_chunk=39)
+    whole = built.score(tokens_BS[:2])
+    np.testing.assert_allclose(built.score(tokens_BS[:1]), whole[:1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(built.score(tokens_BS[:1, :2]), whole[:1, :1], rtol=1e-5, atol=1e-5)
+
+
 def test_chunks_change_no_gradient(build, tokens_BS) -> None:
     whole, ragged = (build("modern", loss_chunk=chunk).loss_and_gradient(tokens_BS)[1] for chunk in (0, 16))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, ragged)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxprune import config
@@ -182,7 +181,7 @@ def _score(workdir: Workdir, store: TokenStore) -> None:
     scores = pa.table(_documents(store, TRAIN, np.random.default_rng(2), 0.0))
     pq.write_table(scores, workdir.score / "part-00000.parquet")
     inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "reference": workdir.run("reference")}
-    finish(workdir.score, "score", 12.5, {}, inputs, tokens=pc.sum(scores["n_tokens"]).as_py())
+    finish(workdir.score, "score", 12.5, {}, inputs, tokens=sum(scores["n_tokens"].to_pylist()))
 
 
 def _metrics(folder: Path, domains: tuple[str, ...], by: float, seed: int) -> None:
@@ -214,4 +213,4 @@ def _evaluate(workdir: Workdir, name: str, store: TokenStore, by: float) -> None
     scores = pa.table(_documents(store, HELDOUT, np.random.default_rng(3), by))
     pq.write_table(scores, folder / "scores.parquet")
     inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "train": workdir.run(name)}
-    finish(folder, f"evaluate {name}", 3.3, {}, inputs, tokens=pc.sum(scores["n_tokens"]).as_py())
+    finish(folder, f"evaluate {name}", 3.3, {}, inputs, tokens=sum(scores["n_tokens"].to_pylist()))

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jaxprune.data.store import SPLITS, TokenStore
 
 from jaxprune import config
 from jaxprune.data.mixture import Stage
+from jaxprune.data.store import SPLITS, TokenStore
 from jaxprune.model.sharding import make_mesh
 from jaxprune.train.loop import Plan
 
