@@ -36,7 +36,7 @@ def config() -> Config:
     )
     return Config(
         name="quickstart",
-        corpus=Corpus(max_domain_bytes=600_000),
+        corpus=Corpus(max_domain_bytes=400_000),
         tokenizer=Tokenizer(vocab_size=2048, train_bytes=2_000_000),
         reference=run,
         score=Score(batch_tokens=8192),

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from jaxprune.model import sharding
-from jaxprune.model.linear import product
+from jaxprune.model.linear import gathered_once, product
 from jaxprune.model.transformer import Transformer
 
 
@@ -29,8 +29,7 @@ def next_token_nll(model: Transformer, tokens_BS: jax.Array) -> jax.Array:
     _check(model, tokens_BS)
     tokens_BS = reshard(tokens_BS, sharding.ACT_BT)
     hidden_BTD, target_BT = model(tokens_BS[:, :-1]), tokens_BS[:, 1:]
-    # Gathered once for all chunks, over which its gradient is summed before it is scattered.
-    weight_DV = reshard(model.unembedding(), P(None, "tensor", reduced=frozenset(sharding.ROWS)))
+    weight_DV = gathered_once(model.unembedding())
 
     def nll(hidden_BCD: jax.Array, target_BC: jax.Array) -> jax.Array:
         logits_BCV = product(hidden_BCD, weight_DV, jnp.float32)
