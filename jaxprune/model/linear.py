@@ -48,11 +48,11 @@ def product(x_BTI: jax.Array, weight_IO: jax.Array, dtype: DTypeLike) -> jax.Arr
 
 def gathered_once(weight_IO: jax.Array) -> jax.Array:
     """W whole over `fsdp`, for several products whose gradients are summed before they are scattered."""
-    # In two steps, of which the second's transpose scatters: from both axes at once W's gradient would be
-    # summed whole on every device (seen in what the TPU compiler makes of it).
-    cut_I, cut_O = _spec(weight_IO).partitions
-    weight_IO = reshard(weight_IO, P(cut_I, cut_O, reduced=frozenset({"replica"})))
-    return reshard(weight_IO, P(None, cut_O, reduced=frozenset(ROWS)))
+    # In two steps, because the transpose of the second scatters: of one step over both axes the TPU's
+    # compiler makes a gradient that is summed whole on every device.
+    spec = _spec(weight_IO)
+    weight_IO = reshard(weight_IO, P(*spec.partitions, reduced=frozenset({"replica"})))
+    return reshard(weight_IO, P(*_whole(spec), reduced=frozenset(ROWS)))
 
 
 def _forward(
@@ -75,8 +75,14 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x_BTI, weight_IO = saved
     dy_BTO = dy_BTO.astype(x_BTI.dtype)
-    dx_BTI = jnp.einsum("bto,io->bti", dy_BTO, _gathered(weight_IO, x_BTI.dtype), out_sharding=_spec(x_BTI))
     spec = _spec(weight_IO)
+    dx_BTI = jnp.einsum(
+        "bto,io->bti",
+        dy_BTO,
+        _gathered(weight_IO, x_BTI.dtype),
+        precision=precision(x_BTI.dtype),
+        out_sharding=_spec(x_BTI),
+    )
     dweight_IO = jnp.einsum(
         "bti,bto->io",
         x_BTI,
