@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from jaxprune import __version__
+
+if TYPE_CHECKING:
+    from jaxprune.artifact import Workdir
 
 _STAGES = {
     "run": "the main job: every stage below, and a report",
@@ -90,6 +95,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
         else:
             getattr(pipeline, options.command)(config, workdir)
     if options.command in ("run", "report"):
+        _say_headline(workdir)
         say(f"report: {(workdir.report / 'index.html').resolve()}")
     return 0
 
@@ -163,5 +169,28 @@ def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return 0
 
 
+def _say_headline(workdir: Workdir) -> None:
+    from jaxprune.progress import say
+
+    headline = json.loads((workdir.report / "report.json").read_text())["headline"]
+    gains = [gain["sentence"] for gain in headline["gains"]]
+    for sentence in (headline["pruned"], *gains, headline["mixture"]):
+        say(sentence)
+
+
+def entry() -> NoReturn:
+    """`main` as a process of its own.
+
+    After a signal it ends at once: threads that prefetch, compile or save crash when the interpreter is
+    taken down around them, and what they were doing is safe to leave.
+    """
+    status = main()
+    if status >= 128:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -100,6 +100,7 @@ class Corpus(Settings):
 
     def check_values(self) -> None:
         check(len(self.sources) > 0, "corpus.sources is empty: name a source, or `embedded`")
+        check(all(self.sources), "corpus.sources has an empty name: name a source, or `embedded`")
         check(
             0 < self.heldout < 1,
             f"corpus.heldout is {self.heldout}: set a share between 0 and 1, such as 0.05",

@@ -25,30 +25,39 @@ class Meter:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0.0
         self._bar, self._task = bar, task
-        self._begin = self._last_line = time.monotonic()
-        self._skipped = 0.0
+        self._last_line = time.monotonic()
+        self._begin: float | None = None  # when the first work was done: what is before it is compilation
+        self._before = 0.0  # done by then, which does not count towards the rate
 
     def skip(self, amount: float) -> None:
         """Work that an earlier, interrupted call has done: it counts, but not towards the rate."""
-        self._skipped += amount
-        self.add(amount)
+        self.done += amount
+        self._before += amount
+        self._bar.update(self._task, advance=amount)
 
     def add(self, amount: float, note: str = "") -> None:
         """`amount` more is done; `note` is shown behind it."""
         self.done += amount
         now = time.monotonic()
-        rate = (self.done - self._skipped) / max(now - self._begin, 1e-9)
-        self._bar.update(self._task, advance=amount, rate=f"{_short(rate)} {self.unit}/s", note=note)
+        if self._begin is None:
+            self._begin, self._before = now, self.done
+        elapsed = now - self._begin
+        rate = (self.done - self._before) / elapsed if elapsed > 0 else 0.0
+        shown = f"{_short(rate)} {self.unit}/s" if rate else ""
+        self._bar.update(self._task, advance=amount, rate=shown, note=note)
         if not _console.is_terminal and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             say(f"{self.title}: {self._state(rate)}{'  ' + note if note else ''}")
 
     def _state(self, rate: float) -> str:
-        state = f"{_short(self.done)} {self.unit}, {_short(rate)} {self.unit}/s"
-        if self.total is None:
+        share = (
+            "" if self.total is None else f"{self.done / max(self.total, 1e-9):.0%} of {_short(self.total)}"
+        )
+        state = f"{share or _short(self.done)} {self.unit}"
+        if not rate:
             return state
-        left = (self.total - self.done) / max(rate, 1e-9)
-        return f"{self.done / max(self.total, 1e-9):.0%} of {_short(self.total)} {self.unit}, {_short(rate)} {self.unit}/s, {left:.0f} s left"
+        left = "" if self.total is None else f", {max(self.total - self.done, 0) / rate:.0f} s left"
+        return f"{state}, {_short(rate)} {self.unit}/s{left}"
 
 
 @contextmanager
@@ -64,7 +73,11 @@ def meter(title: str, total: float | None, unit: str) -> Iterator[Meter]:
     )
     with Progress(*columns, console=_console, disable=not _console.is_terminal) as bar:
         task = bar.add_task(title, total=total, rate="", note="")
-        yield Meter(title, total, unit, bar, task)
+        begin = time.monotonic()
+        made = Meter(title, total, unit, bar, task)
+        yield made
+    if not _console.is_terminal:
+        say(f"{title}: {_short(made.done)} {unit} in {time.monotonic() - begin:.0f} s")
 
 
 def _short(number: float) -> str:
