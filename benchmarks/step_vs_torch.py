@@ -29,6 +29,7 @@ import optax
 from flax import nnx
 
 from jaxprune import config
+from jaxprune.allocator import keep_freed_memory
 from jaxprune.model import presets, transformer
 from jaxprune.model.loss import next_token_nll
 from jaxprune.model.sharding import make_mesh
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
     parser.add_argument("--turns", type=int, default=5, help="measured steps of each side, for each case")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     model = dataclasses.replace(presets.mpt_125m(), dtype="float32", unroll=12)
     print(
         f"mpt_125m, vocabulary {VOCAB:,}, float32, batch 1, median of {arguments.turns} turns, {os.cpu_count()} cores"

@@ -81,6 +81,10 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if options.command in ("run", "train", "score", "evaluate"):
+        from jaxprune.allocator import keep_freed_memory
+
+        keep_freed_memory()
     from jaxprune import pipeline
     from jaxprune.artifact import Workdir, locked
 
