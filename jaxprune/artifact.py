@@ -163,11 +163,12 @@ def require(folder: Path, command: str) -> Manifest:
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """What changed between two trees of plain data, a line for each leaf."""
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) or isinstance(new, dict):
+        before, after = (tree if isinstance(tree, dict) else {} for tree in (old, new))
         return [
             line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            for key in dict.fromkeys([*before, *after])
+            for line in differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
         ]
     return [] if old == new else [f"{name}: {old} -> {new}"]
 
@@ -221,12 +222,15 @@ def _open_partial(partial: Path, wanted: Manifest) -> None:
         if found.fingerprint == wanted.fingerprint:
             say(f"{wanted.stage}: continuing")
             return
-        aside = partial.with_name(f"{partial.name}-{found.fingerprint}")
-        partial.rename(aside)
-        changed = _changes(found, wanted)
-        say(
-            f"{wanted.stage}: what was begun before ({changed}) is kept in {aside}; delete it if it is not needed"
-        )
+        if any(path.is_file() and path != started for path in partial.rglob("*")):
+            aside = partial.with_name(f"{partial.name}-{found.fingerprint}")
+            partial.rename(aside)
+            say(
+                f"{wanted.stage}: what was begun before ({_changes(found, wanted)}) is kept in {aside}; "
+                "delete it if it is not needed"
+            )
+        else:
+            shutil.rmtree(partial)  # nothing was made yet
     elif partial.exists():
         shutil.rmtree(partial)  # killed before it was begun: nothing is in it
     earlier = partial.with_name(f"{partial.name}-{wanted.fingerprint}")

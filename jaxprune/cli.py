@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _help(parser, without_help)
     options, rest = parser.parse_known_args(arguments)
     if options.command == "doctor":
+        if rest:
+            parser.error(f"doctor takes no {rest[0]}")
         from jaxprune import doctor
 
         return doctor.run()

@@ -83,9 +83,10 @@ def notes(config: Config) -> list[str]:
 
 def _call(path: str) -> Config:
     file = Path(path)
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".py":
         there = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise ValueError(f"there is no config file {path}{_nearest(path, there)}")
+        what = "there is no config file" if not file.exists() else "a config is a Python file, which is not"
+        raise ValueError(f"{what} {path}{_nearest(path, there)}")
     try:
         make = runpy.run_path(path).get("config")
         config = make() if make else None

@@ -20,7 +20,7 @@ from corpora import write_corpus
 from jaxprune import cli, config
 from jaxprune.artifact import Workdir, read_manifest
 from jaxprune.model.sharding import make_mesh
-from jaxprune.report.numbers import percent, short, signed
+from jaxprune.report.numbers import decimals, percent, short
 from jaxprune.train.checkpoint import load_params
 
 TINY = str(Path(__file__).parent / "tiny.py")
@@ -156,16 +156,19 @@ def test_the_report_answers_in_its_first_lines(undisturbed):
         arm: json.loads((undisturbed.evaluate(f"{arm}-0") / "summary.json").read_text())
         for arm in ("none", "pruned")
     }
-    changes = [
-        f"{signed(losses['pruned'][place][measure] - losses['none'][place][measure])} {unit}"
-        for place in ("mean", "all")
-        for measure, unit in (("bits_per_byte", "bits per byte"), ("nll", "nats per token"))
-    ]
+    changes = []
+    for place in ("mean", "all"):
+        change = {m: losses["pruned"][place][m] - losses["none"][place][m] for m in ("bits_per_byte", "nll")}
+        word, sign = ("better", -1) if change["bits_per_byte"] < 0 else ("worse", 1)
+        changes += [
+            f"{word} by {decimals(sign * change['bits_per_byte'])} bits per byte",
+            f"{decimals(sign * change['nll'])} nats per token",
+        ]
     run = json.loads((undisturbed.mix / "weights.json").read_text())["pruned-0"]
     answers = [
         f"Pruning kept 50 % of the documents, those of medium perplexity: {kept} of {len(table)} documents and",
-        f"Against no pruning, in the mean over domains, pruning came out at {changes[0]}, {changes[1]}, which may",
-        f"on the natural mix of the corpus it came out at {changes[2]}, {changes[3]}, which may be chance",
+        f"Against no pruning, in the mean over domains, pruning came out {changes[0]}, {changes[1]}, which may",
+        f"on the natural mix of the corpus it came out {changes[2]}, {changes[3]}, which may be chance",
         "Arm pruned trained on ",
         *(f"{domain} {percent(weight)}" for domain, weight in run["weights"].items()),
         f"every arm on {short(run['tokens'])} tokens.",

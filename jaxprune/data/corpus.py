@@ -152,7 +152,7 @@ def _lacking(fields: Collection[str], part: Part, corpus: config.Corpus) -> str:
     """Which fields that the settings name are not there, and what to set; empty where all are."""
     wanted = [(corpus.text_field, "corpus.text_field", "")]
     if corpus.id_field:
-        wanted += [(corpus.id_field, "corpus.id_field", ", or leave it empty to number the records")]
+        wanted += [(corpus.id_field, "corpus.id_field", ', or --corpus.id_field "" to number the records')]
     if not part.domain:
         wanted += [(corpus.domain_field, "corpus.domain_field", ", or name the source DOMAIN=PATH")]
     advice = []

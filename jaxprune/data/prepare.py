@@ -73,7 +73,7 @@ def _read(
 ) -> Counter[str]:
     """Writes a shard of documents, and one of defects, for each part; returns bytes of text by domain."""
     n_bytes: Counter[str] = Counter()
-    empty = set()
+    empty: dict[str, Path] = {}  # part without a document -> its defects
     with meter("prepare: reading", sum(part.n_bytes for part in parts) / 1e6, "MB") as bar:
         for part, shard in zip(parts, shards, strict=True):
             if shard.is_file():
@@ -83,14 +83,23 @@ def _read(
             counts = documents.counts(shard)
             n_bytes += counts["bytes"]
             if not any(counts.values()):
-                empty.add(part.name)
+                empty[part.name] = removed / shard.name
     for source in settings.sources if empty else ():
-        if all(part.name in empty for part in corpus.parts(dataclasses.replace(settings, sources=(source,)))):
+        named = [part.name for part in corpus.parts(dataclasses.replace(settings, sources=(source,)))]
+        if empty.keys() >= set(named):
             raise ValueError(
-                f"corpus.sources: no document is left of {source!r}, all its records are defective: mend it or "
-                "leave it out (corpus.on_defect=error shows the first defect)"
+                f"corpus.sources: no document is left of {source!r}{_first_defect([empty[name] for name in named])}: "
+                "mend it or leave it out"
             )
     return n_bytes
+
+
+def _first_defect(shards: Sequence[Path]) -> str:
+    rows = (batch.slice(0, 1).to_pylist() for shard in shards for batch in _batches(shard))
+    first = next((row for [row] in rows), None)
+    return (
+        f", all its records are defective, the first ({first['source']}): {first['reason']}" if first else ""
+    )
 
 
 def _domains(n_bytes: Mapping[str, int]) -> tuple[str, ...]:

@@ -9,25 +9,21 @@ Legend: N documents, W windows, B rows of a batch, S tokens of a row.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from jaxprune.artifact import Manifest, Workdir, build, require, write_json
+from jaxprune.artifact import Manifest, Workdir, build, require
 from jaxprune.config import Config, identity
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.model.sharding import BATCH, ROWS, make_mesh
-from jaxprune.progress import Meter, meter, say
+from jaxprune.progress import Meter
+from jaxprune.prune import shards
 from jaxprune.prune.windows import batches, cut
 from jaxprune.train.checkpoint import load_params
 from jaxprune.train.step import make_score_step
@@ -108,8 +104,9 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     def make(folder: Path) -> dict[str, Any]:
         nonlocal is_checked
         is_checked = True
-        score_shards(
+        shards.fill(
             folder,
+            "score",
             store,
             numbers,
             config.score.shard_documents,
@@ -123,42 +120,6 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     if not is_checked:
         make(workdir.score)  # it stood there already: repairs what was damaged since
     return manifest
-
-
-def score_shards(
-    folder: Path,
-    store: TokenStore,
-    numbers: np.ndarray,
-    shard_documents: int,
-    load: Callable[[], Scorer],
-) -> None:
-    """Fills `folder` with the shards that it misses, or whose checksum does not hold.
-
-    `part-00000.parquet` holds the first `shard_documents` documents, and so on; beside each stands its
-    checksum, in the format of `sha256sum`. `load` is called when there is something to score.
-    """
-    plan = folder / "shards.json"
-    if not plan.is_file():
-        write_json(plan, {"shard_documents": shard_documents})
-    size = json.loads(plan.read_text())["shard_documents"]  # of the call that began
-    shards = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    missing = {}
-    for index, shard in enumerate(shards):
-        path = folder / f"part-{index:05d}.parquet"
-        if path.is_file() and _is_whole(path):
-            continue
-        if path.is_file():
-            say(f"score: {path.name} is damaged and is scored again")
-        missing[path] = shard
-    if not missing:
-        return
-    scorer = load()
-    n_tokens_N = np.diff(store.offsets_N1) - 1
-    total = int(n_tokens_N[numbers].sum())
-    with meter("score", total, "tokens") as progress:
-        progress.skip(total - sum(int(n_tokens_N[shard].sum()) for shard in missing.values()))
-        for path, shard in missing.items():
-            _write(path, scorer(store, shard, progress))
 
 
 def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W: np.ndarray) -> pa.Table:
@@ -182,27 +143,3 @@ def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W
             "nll_windows": pa.ListArray.from_arrays(edge_N1.astype(np.int32), nll_W),
         }
     )
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """The checksum is there before the file has its name: a file with its name is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    _sidecar(path).write_text(_checksum(temporary, path.name))
-    temporary.replace(path)
-
-
-def _is_whole(path: Path) -> bool:
-    sidecar = _sidecar(path)
-    return sidecar.is_file() and sidecar.read_text() == _checksum(path, path.name)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _checksum(path: Path, name: str) -> str:
-    with path.open("rb") as file:
-        return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n"

@@ -70,7 +70,11 @@ def result(entry: Mapping[str, Any], place: str, figures: Mapping[str, Any]) -> 
             return f"made no difference that {_seeds(figures)} can show: {_measured(bits, nats, 1, signed)}"
         case "no interval":
             why = "one seed" if len(figures["seeds"]) == 1 else "one held-out document in a domain"
-            return f"came out at {_measured(bits, nats, 1, signed)}, which may be chance: with {why} there is no interval"
+            sign, word = (-1, "better") if bits["value"] < 0 else (1, "worse")
+            return (
+                f"came out {word} by {_measured(bits, nats, sign, decimals)}, which may be chance: "
+                f"with {why} there is no interval"
+            )
 
 
 def _measured(

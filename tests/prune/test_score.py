@@ -17,7 +17,7 @@ from jaxprune.artifact import Workdir, write_json
 from jaxprune.data.store import TRAIN
 from jaxprune.model.sharding import ACT_BT, ROWS
 from jaxprune.progress import meter
-from jaxprune.prune import score
+from jaxprune.prune import score, shards
 from jaxprune.train.step import init_state, make_train_step
 
 
@@ -165,7 +165,7 @@ class Counting:
 
 def fill(folder: Path, store, scorer, shard_documents: int = 9) -> None:
     folder.mkdir(exist_ok=True)
-    score.score_shards(folder, store, store.documents(TRAIN), shard_documents, lambda: scorer)
+    shards.fill(folder, "score", store, store.documents(TRAIN), shard_documents, lambda: scorer)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -206,7 +206,7 @@ def test_killed_while_a_shard_is_written_it_goes_on_to_the_same_files(
     store, scorer, undisturbed, tmp_path, monkeypatch, moment
 ):
     module, name = {
-        "write_table": (score.pq, "write_table"),
+        "write_table": (shards.pq, "write_table"),
         "checksum": (score, "_checksum"),
         "rename": (Path, "replace"),
     }[moment]
@@ -267,9 +267,9 @@ def test_the_stage_scores_the_train_split_and_repairs_itself(store, scorer, tmp_
         write_json(folder / "manifest.json", {"stage": name, "settings": {}})
     (workdir.prepare / "tokens").symlink_to(store.folder)
     loads = []
-    monkeypatch.setattr(score.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
-    hashed, checksum = [], score._checksum
-    monkeypatch.setattr(score, "_checksum", lambda path, name: hashed.append(name) or checksum(path, name))
+    monkeypatch.setattr(shards.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
+    hashed, checksum = [], shards._checksum
+    monkeypatch.setattr(shards, "_checksum", lambda path, name: hashed.append(name) or checksum(path, name))
     settings = config.Config(name="x", score=config.Score(shard_documents=10))
     manifest = score.run(settings, workdir)
     tables = [pq.read_table(path) for path in sorted(workdir.score.glob("part-*.parquet"))]
