@@ -77,6 +77,10 @@ class Workdir:
         """The reference's NLL of every document that may be pruned."""
         return self.root / "score"
 
+    def signal(self, name: str) -> Path:
+        """A further signal of every document that may be pruned."""
+        return self.root / "signals" / name
+
     @property
     def select(self) -> Path:
         """Kept and removed documents of each selection."""
@@ -90,6 +94,11 @@ class Workdir:
     def evaluate(self, name: str) -> Path:
         """Held-out NLL of a training run."""
         return self.root / "evaluate" / name
+
+    @property
+    def audit(self) -> Path:
+        """The page of what was kept and removed."""
+        return self.root / "audit"
 
     @property
     def report(self) -> Path:

@@ -16,6 +16,8 @@ from typing import Any, Literal, get_type_hints
 NEUTRAL = {"neutral": True}
 
 Arm = Literal["none", "random", "pruned", "reweighted", "within_domain"]
+Signal = Literal["perplexity", "bits_per_byte", "nll", "information", "ratio", "excess", "el2n", "memorization", "vog",
+                 "prior_mean", "prior_std", "compression", "zip", "density", "dsir", "ask_llm"]  # fmt: skip
 
 
 def neutral(default: Any) -> Any:
@@ -330,8 +332,17 @@ class Run(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Settings):
-    """How documents are scored by the reference model."""
+    """How documents are scored, by the reference or another model."""
 
+    model: str = "reference"
+    """Model whose NLL is taken: `reference` (trained here), or a folder that holds a finished training run
+    of jaxprune or a model in Hugging Face format (Llama, GPT-2 or GPT-NeoX) with its tokenizer.json."""
+    second: str | None = None
+    """Second model, for the signals ratio and excess: `second` (trained here), or a folder as above."""
+    overlap: int = 0
+    """Tokens of a window that were targets of the window before and are now context only."""
+    signals: tuple[Signal, ...] = ()
+    """Signals to compute beside those that select.signals names."""
     batch_tokens: int = neutral(65_536)
     """Tokens, padding included, of one batch."""
     shard_documents: int = neutral(16_384)
@@ -347,6 +358,10 @@ class Score(Settings):
 class Select(Settings):
     """Which scored documents are kept."""
 
+    signals: tuple[Signal, ...] = ("perplexity",)
+    """What documents are ranked by; several are combined."""
+    information_per: Literal["token", "byte", "document"] = "token"
+    """What the signal information is divided by."""
     criterion: Literal["low", "medium", "high", "random"] = "medium"
     """Band of the perplexity ranks that is kept (Ankner et al., section 2)."""
     rate: float = 0.5

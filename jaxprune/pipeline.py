@@ -69,8 +69,11 @@ def train(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
 def score(config: Config, workdir: Workdir) -> Manifest:
     """Scores the documents that may be pruned with the reference model."""
     from jaxprune.prune import score as stage
+    from jaxprune.prune.signals import stage as signals
 
-    return stage.run(config, workdir)
+    manifest = stage.run(config, workdir)
+    signals.run(config, workdir)
+    return manifest
 
 
 def select(config: Config, workdir: Workdir) -> Manifest:

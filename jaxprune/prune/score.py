@@ -9,6 +9,7 @@ Legend: N documents, W windows, B rows of a batch, S tokens of a row.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class Scorer:
         """Scores the documents `numbers` (int64, [N]) of a store.
 
         Returns:
-          A row a document, in the order of `numbers`: number, id, domain, n_tokens, n_bytes, nll_windows
-          (nats, of each window of at most `context` tokens) and nll_sum (their sum in float64).
+          A row a document, in the order of `numbers`: number, id, hash (of the id, 62 bits), domain, n_tokens
+          and n_bytes (of the store), n_scored (tokens that the model scored), nll_windows (nats, of each
+          window of at most `context` tokens) and nll_sum (their sum in float64).
 
         Raises:
           ValueError: the model's NLL of a document is not finite.
@@ -132,14 +134,22 @@ def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W
             "others not finite): its training has diverged, lower optimizer.peak_lr and train it again"
         )
     edge_N1 = np.searchsorted(document_W, np.arange(len(numbers) + 1))
+    n_tokens_N = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
     return pa.table(
         {
             "number": numbers,
             "id": pa.array(ids, pa.string()),
+            "hash": pa.array([_hash(identity) for identity in ids], pa.int64()),
             "domain": pa.array([store.domains[domain] for domain in store.domain_N[numbers]], pa.string()),
-            "n_tokens": store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1,
+            "n_tokens": n_tokens_N,
             "n_bytes": store.n_bytes_N[numbers],
+            "n_scored": n_tokens_N,
             "nll_sum": nll_sum_N,
             "nll_windows": pa.ListArray.from_arrays(edge_N1.astype(np.int32), nll_W),
         }
     )
+
+
+def _hash(identity: str) -> int:
+    """What breaks ties and draws at random in selections: the same wherever and whenever it is computed."""
+    return int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") >> 2

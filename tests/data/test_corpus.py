@@ -314,7 +314,7 @@ def test_a_field_that_no_record_has_is_an_error_that_names_the_nearest(
         read_all(settings(tmp_path / name, on_defect=on_defect))
     for expected in (
         "no field `text`: set corpus.text_field (`texts`?)",
-        "no field `id`: set corpus.id_field (`ids`?), or --corpus.id_field \"\" to number the records",
+        'no field `id`: set corpus.id_field (`ids`?), or --corpus.id_field "" to number the records',
         "no field `domain`: set corpus.domain_field, or name the source DOMAIN=PATH",
         "the fields are `ids`, `texts`, `kind`",
     ):

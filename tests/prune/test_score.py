@@ -207,7 +207,7 @@ def test_killed_while_a_shard_is_written_it_goes_on_to_the_same_files(
 ):
     module, name = {
         "write_table": (shards.pq, "write_table"),
-        "checksum": (score, "_checksum"),
+        "checksum": (shards, "_checksum"),
         "rename": (Path, "replace"),
     }[moment]
     real = getattr(module, name)
@@ -267,7 +267,7 @@ def test_the_stage_scores_the_train_split_and_repairs_itself(store, scorer, tmp_
         write_json(folder / "manifest.json", {"stage": name, "settings": {}})
     (workdir.prepare / "tokens").symlink_to(store.folder)
     loads = []
-    monkeypatch.setattr(shards.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
+    monkeypatch.setattr(score.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
     hashed, checksum = [], shards._checksum
     monkeypatch.setattr(shards, "_checksum", lambda path, name: hashed.append(name) or checksum(path, name))
     settings = config.Config(name="x", score=config.Score(shard_documents=10))
