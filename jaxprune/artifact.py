@@ -179,7 +179,11 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in dict.fromkeys([*before, *after])
             for line in differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if old == new else [f"{name}: {old} -> {new}"]
+    return [] if old == new else [f"{name}: {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if value == "" else str(value)
 
 
 def build(

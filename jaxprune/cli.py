@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxprune import __version__
 
@@ -25,6 +27,7 @@ _STAGES = {
     "mix": "decide the proportions of the domains",
     "evaluate": "evaluate final models on held-out documents, or those of --only",
     "report": "write the report from what is there",
+    "audit": "write pages of the documents that each selection kept and removed",
 }
 
 
@@ -35,6 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     without_help = [word for word in arguments if word not in ("--help", "-h")]
     if without_help != arguments and arguments[0] in (*_STAGES, "config"):
         return _help(parser, without_help)
+    commands = (*_STAGES, "config", "doctor")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        near = difflib.get_close_matches(arguments[0], commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f": the commands are {', '.join(commands)}"
+        parser.error(f"there is no command {arguments[0]}{hint}")
     options, rest = parser.parse_known_args(arguments)
     if options.command == "doctor":
         if rest:
@@ -50,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted: the same command continues where it was")
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if options.traceback:
             raise
@@ -83,7 +93,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
         return 0
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if options.command in ("run", "train", "score", "evaluate"):
+    if options.command in ("run", "train", "score", "evaluate", "audit"):
         from jaxprune.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -93,7 +103,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
     with locked(workdir):
         if options.command in ("train", "evaluate"):
-            known = ("reference", *config.final_runs)
+            known = (*config.scorers, *config.final_runs)
             for name in options.only:
                 if name not in known:
                     raise ValueError(f"there is no run {name}: this config has {', '.join(known)}")
@@ -103,6 +113,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command in ("run", "report"):
         _say_headline(workdir)
         say(f"report: {(workdir.report / 'index.html').resolve()}")
+    if options.command == "audit":
+        say(f"audit: {(workdir.audit / 'index.html').resolve()}")
     return 0
 
 
@@ -141,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="+",
                 default=[],
                 metavar="NAME",
-                help="`reference` or `ARM-SEED` (default: all)",
+                help="`reference`, `second` or `ARM-SEED` (default: all)",
             )
     shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
     _add_config(shown)
@@ -190,12 +202,23 @@ def entry() -> NoReturn:
     After a signal it ends at once: threads that prefetch, compile or save crash when the interpreter is
     taken down around them, and what they were doing is safe to leave.
     """
-    status = main()
+    signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        status = main()
+    except BrokenPipeError:  # whoever read the output has enough
+        status = 141
     if status >= 128:
-        sys.stderr.flush()
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):
+            sys.stderr.flush()
+            sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _interrupt_once(number: int, frame: Any) -> None:
+    """Raises as Python does, and lets nothing interrupt what follows."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

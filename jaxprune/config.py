@@ -97,6 +97,11 @@ class Corpus(Settings):
     reference: float = 0.3
     """Share of the remaining documents that trains the reference model; the others are scored,
     pruned, and train the final model."""
+    unit: Literal["document", "packed"] = "document"
+    """What is scored, and kept or removed as a whole: a document, or a sequence of `sequence_tokens`
+    that documents of one domain are packed into, end to end."""
+    sequence_tokens: int = 2048
+    """packed: tokens of a sequence."""
     data_dir: str | None = neutral(None)
     """Folder of prepared TFDS datasets; None: the TFDS default."""
 
@@ -110,6 +115,10 @@ class Corpus(Settings):
         check(
             0 < self.reference < 1,
             f"corpus.reference is {self.reference}: set a share between 0 and 1, such as 0.3",
+        )
+        check(
+            self.sequence_tokens > 0,
+            f"corpus.sequence_tokens is {self.sequence_tokens}: set a number above 0, such as the context",
         )
         check(
             self.max_domain_bytes is None or self.max_domain_bytes > 0,
@@ -159,21 +168,36 @@ class Model(Settings):
     n_kv_heads: int | None = None
     """Key and value heads (grouped-query attention); None: as many as query heads."""
     d_ff: int | None = None
-    """Width of the MLP; None: 4 x d_model for gelu, 8/3 x d_model rounded up to 128 for swiglu."""
+    """Width of the MLP; None: 4 x d_model for gelu and gelu_tanh, 8/3 x d_model rounded up to 128 for swiglu."""
     context: int = 2048
     """Tokens a row holds (T)."""
     position: Literal["learned", "rope"] = "learned"
     """Position encoding."""
     norm: Literal["layer", "rms"] = "layer"
     """Normalisation before each sublayer and at the end."""
-    mlp: Literal["gelu", "swiglu"] = "gelu"
-    """The MLP's non-linearity."""
+    norm_eps: float = 1e-5
+    """Added to the variance that the normalisation divides by."""
+    mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    """The MLP's non-linearity; `gelu_tanh` is the approximation that GPT-2 was trained with."""
+    parallel_residual: bool = False
+    """Attention and MLP both read the block's input (GPT-NeoX); else the MLP reads what attention has added to."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
+    attention_bias: bool | None = None
+    """Biases in the linear layers of attention; None: as `bias`."""
     tie_embeddings: bool = True
     """Whether the output projection is the token embedding."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
+    rope_share: float = 1.0
+    """Share of a head's channels, the first ones, that rotary positions turn (GPT-NeoX: 0.25)."""
+    rope_factor: float = 1.0
+    """Factor by which rotary wavelengths are lengthened for a longer context: all of them, or from
+    rope_short to rope_long in proportion to how near their frequency is (Llama 3)."""
+    rope_short: float = 0.0
+    """Wavelengths up to this, in tokens, stay as they are."""
+    rope_long: float = 0.0
+    """Wavelengths from this on, in tokens, are lengthened by the whole of rope_factor."""
     init_std: float = 0.02
     """Standard deviation of initial weights; output projections of sublayers use init_std / sqrt(2 n_layers)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -191,7 +215,7 @@ class Model(Settings):
         for name in ("d_model", "n_layers", "n_heads", "context", "unroll"):
             value = getattr(self, name)
             check(value > 0, f"model.{name} is {value}: set a number above 0")
-        for name in ("rope_theta", "init_std"):
+        for name in ("rope_theta", "rope_factor", "norm_eps", "init_std"):
             value = getattr(self, name)
             check(0 < value < math.inf, f"model.{name} is {value}: set a finite number above 0")
         check(
@@ -211,6 +235,17 @@ class Model(Settings):
             f"model.d_model / model.n_heads is {self.d_model // self.n_heads}: "
             "rotary positions need an even head width",
         )
+        check(
+            self.position == "learned"
+            or (0 < self.rope_share <= 1 and self.rope_width > 0 and self.rope_width % 2 == 0),
+            f"model.rope_share is {self.rope_share}, which turns {self.rope_width} of a head's "
+            f"{self.d_model // self.n_heads} channels: set a share up to 1 that turns an even number of them",
+        )
+        check(
+            0 < self.rope_short < self.rope_long < math.inf or self.rope_short == self.rope_long == 0,
+            f"model.rope_short is {self.rope_short} and model.rope_long {self.rope_long}: set a longer "
+            "wavelength for rope_long, or 0 for both",
+        )
         check(self.loss_chunk >= 0, f"model.loss_chunk is {self.loss_chunk}: set 0 or more")
 
     @property
@@ -219,11 +254,21 @@ class Model(Settings):
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
+    def has_attention_bias(self) -> bool:
+        """Whether the linear layers of attention have biases."""
+        return self.bias if self.attention_bias is None else self.attention_bias
+
+    @property
+    def rope_width(self) -> int:
+        """Channels of a head that rotary positions turn."""
+        return int(self.d_model // self.n_heads * self.rope_share)
+
+    @property
     def mlp_width(self) -> int:
         """Width of the MLP."""
         if self.d_ff is not None:
             return self.d_ff
-        return 4 * self.d_model if self.mlp == "gelu" else -(-8 * self.d_model // (3 * 128)) * 128
+        return -(-8 * self.d_model // (3 * 128)) * 128 if self.mlp == "swiglu" else 4 * self.d_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +355,8 @@ class Run(Settings):
     checkpoint_every: int = neutral(250)
     """Steps between checkpoints."""
     keep_checkpoints: int = neutral(2)
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; when the run ends, all but the last lose their optimizer state.
+    The signal vog compares those of the reference, two or more."""
     log_every: int = neutral(10)
     """Steps between lines of metrics."""
 
@@ -331,6 +377,95 @@ class Run(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Zip(Settings):
+    """The signal zip: documents in greedy order of their joint compression ratio."""
+
+    candidates: int = 10_000
+    """Documents of the lowest known ratio that each round compresses jointly with those chosen so far."""
+    shortlist: int = 200
+    """Candidates of the lowest joint ratio among which a round chooses."""
+    step: int = 100
+    """Documents that a round chooses, one by one."""
+    share: float | None = None
+    """Share of the documents that are put in greedy order; the others follow by their own ratio. None:
+    select.rate, which is what the criterion `low` keeps."""
+
+    def check_values(self) -> None:
+        check(
+            0 < self.step <= self.shortlist <= self.candidates,
+            f"score.zip.step is {self.step}, shortlist {self.shortlist} and candidates {self.candidates}: "
+            "set numbers above 0 that do not fall in this order",
+        )
+        check(
+            self.share is None or 0 < self.share <= 1,
+            f"score.zip.share is {self.share}: set a share above 0 and up to 1, or None",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Density(Settings):
+    """The signal density: how many documents are near a document in a space of embeddings."""
+
+    embeddings: str | None = None
+    """Embeddings of the documents that may be pruned: a .npy file of [N, D] in the order of the store, or a
+    Parquet file with the columns id and vector; None: hashed unigrams and bigrams of their tokens."""
+    dimensions: int = 256
+    """Width of the hashed embeddings."""
+    rows: int = 1000
+    """Hash functions over which the estimate is averaged."""
+    buckets: int = 20_000
+    """Counters of each hash function; memory is 4 bytes x rows x buckets."""
+    projections: int = 4
+    """Random projections in which documents must agree to share a counter: the more, the steeper the kernel.
+    Unrelated documents, about 1.2 apart, count as 0.01 each; set more for corpora of many millions."""
+    bandwidth: float = 1.0
+    """Width of a projection's cells; embeddings have length 1."""
+
+    def check_values(self) -> None:
+        for name in ("dimensions", "rows", "buckets", "projections"):
+            value = getattr(self, name)
+            check(value > 0, f"score.density.{name} is {value}: set a number above 0")
+        check(
+            0 < self.bandwidth < math.inf,
+            f"score.density.bandwidth is {self.bandwidth}: set a finite number above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Settings):
+    """The signal ask_llm: what an instruction model says when it is asked about a document."""
+
+    model: str | None = None
+    """Model that is asked, as `score.model`; the signal needs it."""
+    prompt: str = (
+        "This is a document, or its beginning:\n\n{text}\n\n---\n"
+        "Is it worth learning from? It should be clearly written, say something true or useful about the "
+        "world, and harm nobody. Reply with yes or no.\nReply:"
+    )
+    """The question; the document's text takes the place of {text}."""
+    yes: str = " yes"
+    """Answer in favour; its first token counts."""
+    no: str = " no"
+    """Answer against; its first token counts."""
+    max_tokens: int = 1024
+    """Tokens of the text that are shown, as far as the model's context has room."""
+
+    def check_values(self) -> None:
+        check(
+            self.prompt.count("{text}") == 1,
+            f"score.ask.prompt is {self.prompt!r}: write {{text}} once, where the document goes",
+        )
+        check(
+            len(self.yes) > 0 and len(self.no) > 0,
+            f"score.ask.yes is {self.yes!r} and score.ask.no {self.no!r}: give an answer for each",
+        )
+        check(
+            self.max_tokens > 0,
+            f"score.ask.max_tokens is {self.max_tokens}: set a number above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score(Settings):
     """How documents are scored, by the reference or another model."""
 
@@ -339,10 +474,17 @@ class Score(Settings):
     of jaxprune or a model in Hugging Face format (Llama, GPT-2 or GPT-NeoX) with its tokenizer.json."""
     second: str | None = None
     """Second model, for the signals ratio and excess: `second` (trained here), or a folder as above."""
+    context: int | None = None
+    """Tokens that a window of a long document predicts; None: the context of the model that scores."""
     overlap: int = 0
     """Tokens of a window that were targets of the window before and are now context only."""
     signals: tuple[Signal, ...] = ()
     """Signals to compute beside those that select.signals names."""
+    target: str | None = None
+    """dsir: text that documents should be like: a source as in corpus.sources."""
+    ask: Ask = field(default_factory=Ask)
+    density: Density = field(default_factory=Density)
+    zip: Zip = field(default_factory=Zip)
     batch_tokens: int = neutral(65_536)
     """Tokens, padding included, of one batch."""
     shard_documents: int = neutral(16_384)
@@ -352,6 +494,11 @@ class Score(Settings):
         for name in ("batch_tokens", "shard_documents"):
             value = getattr(self, name)
             check(value > 0, f"score.{name} is {value}: set a number above 0")
+        check(
+            self.context is None or self.context > 0,
+            f"score.context is {self.context}: set a number above 0, or None",
+        )
+        check(self.overlap >= 0, f"score.overlap is {self.overlap}: set 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,21 +509,68 @@ class Select(Settings):
     """What documents are ranked by; several are combined."""
     information_per: Literal["token", "byte", "document"] = "token"
     """What the signal information is divided by."""
-    criterion: Literal["low", "medium", "high", "random"] = "medium"
-    """Band of the perplexity ranks that is kept (Ankner et al., section 2)."""
+    combine: Literal["intersection", "product"] = "intersection"
+    """Of several signals: documents inside the same band of each, whose width is such that `rate` survives;
+    or a band of the product of their ranks."""
+    criterion: Literal["low", "medium", "high", "random", "proportional", "threshold"] = "medium"
+    """What is kept: a band of the ranks (Ankner et al., section 2); a random draw, of equal chances or
+    (proportional) in proportion to exp(signal / temperature); or (threshold) signals from low to high."""
     rate: float = 0.5
-    """Share that is kept."""
+    """Share that is kept; threshold does not use it."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Share that is kept of a domain, with scope domain; domains that are not named keep `rate`."""
     scope: Literal["global", "domain"] = "global"
     """Rank over the whole corpus, or inside each domain (which leaves the mixture as it is)."""
     weight: Literal["documents", "tokens"] = "documents"
     """What `rate` is a share of."""
+    temperature: float = 1.0
+    """proportional: in the unit of the signal; small ones keep the highest, negative ones prefer low signals."""
+    low: float | None = None
+    """threshold: the lowest signal that is kept, in its unit (perplexity: nats per token); None: no limit."""
+    high: float | None = None
+    """threshold: the highest signal that is kept; None: no limit."""
     min_tokens: int = 8
     """Documents with fewer tokens have noisy scores: they are not ranked, and are removed."""
 
     def check_values(self) -> None:
         check(
+            len(self.signals) > 0 and len(set(self.signals)) == len(self.signals),
+            f"select.signals is {self.signals}: name one signal or more, each once",
+        )
+        check(
+            self.criterion not in ("proportional", "threshold") or len(self.signals) == 1,
+            f"select.criterion is {self.criterion}, which takes one signal, but select.signals is {self.signals}: "
+            "name one, or set select.criterion to low, medium or high",
+        )
+        check(
             0 < self.rate <= 1,
             f"select.rate is {self.rate}: set a share above 0 and up to 1, such as 0.5",
+        )
+        check(
+            all(0 <= rate <= 1 for rate in self.rates.values()),
+            f"select.rates is {self.rates}: set shares from 0 to 1",
+        )
+        check(
+            not self.rates or self.scope == "domain",
+            f"select.rates is given but select.scope is {self.scope}: set select.scope to domain, or give no rates",
+        )
+        check(
+            self.temperature != 0 and math.isfinite(self.temperature),
+            f"select.temperature is {self.temperature}: set a finite number that is not 0",
+        )
+        check(
+            self.criterion != "threshold" or not (self.low is None and self.high is None),
+            "select.criterion is threshold but select.low and select.high are None: set one of them or both",
+        )
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            check(
+                value is None or math.isfinite(value),
+                f"select.{name} is {value}: set a finite number, or None for no limit",
+            )
+        check(
+            self.low is None or self.high is None or self.low <= self.high,
+            f"select.low is {self.low} and select.high {self.high}: set a higher select.high",
         )
         check(self.min_tokens >= 1, f"select.min_tokens is {self.min_tokens}: set 1 or more")
 
@@ -409,12 +603,31 @@ class Mix(Settings):
         )
         check(
             self.method != "fixed" or sum(self.weights.values()) > 0,
-            "mix.method is fixed but mix.weights is empty: give a weight for each domain",
+            "mix.method is fixed but mix.weights is empty: give a weight for each domain (--mix.weights DOMAIN WEIGHT ...)",
         )
         check(
             self.method == "fixed" or not self.weights,
             f"mix.weights is given but mix.method is {self.method}: set mix.method to fixed, or give no weights",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Settings):
+    """What the audit shows of each selection."""
+
+    selection: str | None = None
+    """Selection that the first page shows; None: `pruned`, or the first that removes anything."""
+    domains: int = 30
+    """Domains with charts and documents, those that lose most tokens; tables and audit.json have all."""
+    documents: int = 2
+    """Documents of a domain on each side of each threshold, at each end, and in each random sample."""
+    characters: int = 600
+    """Characters of a document's text that are shown."""
+
+    def check_values(self) -> None:
+        for name in ("domains", "documents", "characters"):
+            value = getattr(self, name)
+            check(value > 0, f"audit.{name} is {value}: set a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,10 +660,13 @@ class Config(Settings):
     corpus: Corpus = field(default_factory=Corpus)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     reference: Run = field(default_factory=Run)
+    second: Run = field(default_factory=Run)
+    """Trained on the documents of the reference where score.second (or score.model) is `second`: another size."""
     score: Score = field(default_factory=Score)
     select: Select = field(default_factory=Select)
     mix: Mix = field(default_factory=Mix)
     final: Run = field(default_factory=Run)
+    audit: Audit = field(default_factory=Audit, metadata=NEUTRAL)
     arms: tuple[Arm, ...] = ("none", "random", "pruned")
     """Final runs to compare, all with the same number of training tokens. none: no pruning; random:
     random at the same rate; pruned: `select`; reweighted: random, re-weighted to the domain shares
@@ -475,11 +691,31 @@ class Config(Settings):
                 all(0 <= seed < 2**32 for seed in seeds),  # jax takes the lower 32 bits
                 f"{name} is {getattr(self, name)}: set whole numbers from 0 to {2**32 - 1}",
             )
+        check(
+            self.score.target is not None or "dsir" not in (*self.select.signals, *self.score.signals),
+            "the signal dsir needs score.target, which is None: name text that documents should be like",
+        )
+        check(
+            self.score.ask.model is not None or "ask_llm" not in (*self.select.signals, *self.score.signals),
+            "the signal ask_llm needs score.ask.model, which is None: name the folder of an instruction model",
+        )
+        compared = sorted({"ratio", "excess"} & {*self.select.signals, *self.score.signals})
+        check(
+            not compared or self.score.second not in (None, self.score.model),
+            f"the signal {' and '.join(compared)} needs a model beside score.model ({self.score.model}), and score.second "
+            f"is {self.score.second}: set it to second (trained here) or to a folder",
+        )
         for name, value in (("scope", "domain"), ("criterion", "random")):
             check(
                 getattr(self.select, name) != value or not {"pruned", "within_domain"} <= set(self.arms),
                 f"select.{name} is {value}, which makes the arms pruned and within_domain the same: leave out one",
             )
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The runs that are trained for scoring: `reference`, and `second` where a setting names it."""
+        named = (self.score.model, self.score.second, self.score.ask.model)
+        return ("reference", "second") if "second" in named else ("reference",)
 
     @property
     def final_runs(self) -> dict[str, tuple[Arm, int]]:

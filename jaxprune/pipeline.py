@@ -13,13 +13,15 @@ def run(config: Config, workdir: Workdir) -> None:
     """Makes every artifact that is not there yet; ends with the report.
 
     Raises:
-      ValueError: before anything is made, a run does not fit the devices; after `prepare`, mix.weights
+      ValueError: before anything is made, a run does not fit the devices or a model that scores cannot be
+        loaded; after `prepare`, mix.weights
         does not fit the domains; or as the stages.
     """
     _check_devices(config)
+    _check_models(config)
     prepare(config, workdir)
     _check_domains(config, workdir)
-    train(config, workdir, ("reference",))
+    train(config, workdir, config.scorers)
     score(config, workdir)
     select(config, workdir)
     mix(config, workdir)
@@ -33,11 +35,19 @@ def _check_devices(config: Config) -> None:
     from jaxprune.train import layout
 
     mesh = make_mesh(config.mesh)
-    for name in ("reference", "final"):
+    for name in (*config.scorers, "final"):
         try:
             layout.check(getattr(config, name), mesh)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+def _check_models(config: Config) -> None:
+    from jaxprune.prune import models
+
+    for name in (config.score.model, config.score.second, config.score.ask.model):
+        if name is not None:
+            models.check(name)
 
 
 def _check_domains(config: Config, workdir: Workdir) -> None:
@@ -62,7 +72,7 @@ def train(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
     """Trains the named runs; without names, all of them."""
     from jaxprune.train import stage
 
-    for name in names or ("reference", *config.final_runs):
+    for name in names or (*config.scorers, *config.final_runs):
         stage.run(config, workdir, name)
 
 
@@ -101,5 +111,12 @@ def evaluate(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
 def report(config: Config, workdir: Workdir) -> Manifest:
     """Writes the report from all artifacts."""
     from jaxprune.report import page as stage
+
+    return stage.run(config, workdir)
+
+
+def audit(config: Config, workdir: Workdir) -> Manifest:
+    """Writes pages of what each selection kept and removed; not part of `run`."""
+    from jaxprune.report import audit as stage
 
     return stage.run(config, workdir)

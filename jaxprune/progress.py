@@ -35,6 +35,10 @@ class Meter:
         self._before += amount
         self._bar.update(self._task, advance=amount)
 
+    def tell(self, note: str) -> None:
+        """Shows what is done before the first work is."""
+        self._bar.update(self._task, note=note)
+
     def add(self, amount: float, note: str = "") -> None:
         """`amount` more is done; `note` is shown behind it."""
         self.done += amount

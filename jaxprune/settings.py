@@ -52,7 +52,8 @@ def load(path: str, overrides: list[str]) -> Config:
         if option is None:
             raise ValueError(f"{unknown[0]} is not the value of a setting: write --SETTING VALUE")
         name = option.lstrip("-").split("=")[0]
-        raise ValueError(f"there is no setting --{name}{_nearest(name, list(_fields(config)))}")
+        nearest = _nearest(name, list(_fields(config))).replace("mean ", "mean --")
+        raise ValueError(f"there is no setting --{name}{nearest}")
     return config
 
 
@@ -64,13 +65,22 @@ def show(config: Config) -> str:
 def notes(config: Config) -> list[str]:
     """What a config asks for in vain, a line each: settings without effect, an arm that repeats another."""
     given, method = config.tokenizer.path is not None, config.mix.method
+    rule, signals = config.select, " ".join(config.select.signals)
+    by = f"select.criterion is {rule.criterion}"
     trained = ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
     unused = (
         (given, "tokenizer.path is given", trained),
         (not given, "tokenizer.path is not given", ("tokenizer.eod_token",)),
         (method != "temperature", f"mix.method is {method}", ("mix.temperature",)),
+        (rule.criterion != "proportional", by, ("select.temperature",)),
+        (rule.criterion != "threshold", by, ("select.low", "select.high")),
+        (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),
+        ("information" not in rule.signals, f"select.signals is {signals}", ("select.information_per",)),
+        (len(rule.signals) == 1, f"select.signals is {signals}", ("select.combine",)),
     )
     values, usual = _fields(config), _fields(Config(name=""))
+    of_second = tuple(name for name in values if name.startswith("second."))
+    unused = (*unused, ("second" not in config.scorers, "no model of score is second", of_second))
     lines = []
     for holds, reason, names in unused:
         changed = [name for name in names if values[name] != usual[name]]
@@ -175,4 +185,16 @@ def _unboxed(printed: str) -> str:
     lines = list(itertools.dropwhile(lambda line: not line.strip("─-"), lines))
     message = " ".join(itertools.takewhile(lambda line: line.strip("─-"), lines))
     # The messages of `config` name the field themselves.
-    return re.sub(r"^Error parsing [\w.]+: ", "", message)
+    message = re.sub(r"^Error parsing [\w.]+: ", "", message)
+    number = re.match(
+        r"Error parsing (--[\w.]+): (?:invalid literal for (int)\(\).*|could not convert .*?): '(.*?)'",
+        message,
+    )
+    if number:
+        kind = "whole number" if number[2] else "number"
+        return f"{number[1]} is {number[3]!r}: give a {kind}"
+    choice = re.match(r"invalid choice '(.*?)' for argument '(--[\w.]+)'.*?\((.*?)\)", message)
+    if choice:
+        kinds = [kind.strip(" '") for kind in choice[3].split(",")]
+        return f"{choice[2]} is {choice[1]!r}: choose one of {', '.join(kinds)}"
+    return message

@@ -22,16 +22,16 @@ def _stopped(status: int) -> StageError:
 
 # What is typed -> what the one line must say.
 WRONG = {
-    "--select.rat 0.3": "did you mean select.rate?",
-    "--rate 0.3": "did you mean select.rate?",
-    "--final.optimizer.lr 1e-3": "did you mean final.optimizer.peak_lr?",
-    "--final.model.layers 2": "did you mean final.model.n_layers?",
-    "--tokenizer.vocab 512": "did you mean tokenizer.vocab_size?",
+    "--select.rat 0.3": "did you mean --select.rate?",
+    "--rate 0.3": "did you mean --select.rate?",
+    "--final.optimizer.lr 1e-3": "did you mean --final.optimizer.peak_lr?",
+    "--final.model.layers 2": "did you mean --final.model.n_layers?",
+    "--tokenizer.vocab 512": "did you mean --tokenizer.vocab_size?",
     "--select.rate half": "'half'",
     "--select.rate 1.5": "select.rate is 1.5: set a share above 0 and up to 1",
     "--select.rate 0": "select.rate is 0.0: set a share above 0",
-    "--select.criterion lowest": "'low', 'medium', 'high', 'random'",
-    "--arms none prune": "'within_domain'",
+    "--select.criterion lowest": "--select.criterion is 'lowest': choose one of low, medium, high, random",
+    "--arms none prune": "--arms is 'prune': choose one of none, random, pruned",
     "--arms none none": "name each arm once",
     "--seeds": "name each seed once",
     "--corpus.heldout 1": "corpus.heldout is 1.0: set a share between 0 and 1",
@@ -46,7 +46,7 @@ WRONG = {
     "--mix.method fixed": "give a weight for each domain",
     "--mix.method fixed --mix.weights code -1 manuals 2": "weights must not be negative",
     "--mesh.fsdp 0": "set sizes above 0, and -1 for at most one axis",
-    "--final.model.dtype float16": "'float32', 'bfloat16'",
+    "--final.model.dtype float16": "choose one of float32, bfloat16",
     "--mesh.fsdp 3": "make the sizes multiply to 8",
     "--final.batch_rows 12": "final: batch_rows is 12: make it a multiple of",
     "--final.model.n_heads 3 --final.model.n_kv_heads 3 --mesh.fsdp 4 --mesh.tensor 2": "n_heads is 3, which mesh.tensor=2",
@@ -251,3 +251,34 @@ def test_two_processes_do_not_share_a_working_directory(tmp_path, capsys):
         other = subprocess.run(command, capture_output=True, text=True)
     assert other.returncode == 1
     assert "another jaxprune works in" in other.stderr
+
+
+def test_ctrl_c_again_and_again_ends_in_one_line():
+    program = """
+import os, signal, time
+from jaxprune import cli
+def command(options, rest):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    finally:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+cli._command = command
+cli.entry()
+"""
+    done = subprocess.run([sys.executable, "-c", program, "run", "x.py"], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted: the same command continues where it was\n"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    program = (
+        f"{sys.executable} -m jaxprune.cli config configs/quickstart.py | head -n 1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", program], capture_output=True, text=True, cwd=Path(cli.__file__).parents[1]
+    )
+    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))
+    assert done.stdout == "--name quickstart\n"

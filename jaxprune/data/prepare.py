@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from jaxprune.artifact import Manifest, Workdir, build
 from jaxprune.config import Config, Corpus, Tokenizer, identity
-from jaxprune.data import corpus, dedup, documents, split, store, tokenizer
+from jaxprune.data import corpus, dedup, documents, packing, split, store, tokenizer
 from jaxprune.progress import meter, say
 
 _BATCH = 65_536  # rows without texts that are held at once
@@ -54,15 +54,20 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 def _make(parts: Sequence[corpus.Part], config: Config, folder: Path) -> dict[str, Any]:
     work = folder / "work"  # what is needed on the way only
     if not (folder / "tokens" / "meta.json").is_file():
-        for name in ("documents", "tokens", "work/removed"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+        # The store of documents; packed sequences are made of it in the end.
+        tokens = folder / "tokens" if config.corpus.unit == "document" else work / "unpacked"
+        for path in (folder / "documents", tokens, work / "removed"):
+            path.mkdir(parents=True, exist_ok=True)
         shards = [folder / "documents" / f"part-{number:05d}.parquet" for number in range(len(parts))]
         n_bytes = _read(parts, shards, config.corpus, work / "removed")
         domains = _domains(n_bytes)
         kept_M = _remove(shards, config.corpus, folder / "removed.parquet", work)
-        _split(shards, kept_M, domains, config, folder / "tokens")
-        _make_tokenizer(shards, kept_M, n_bytes, folder, config.tokenizer)
-        _tokenise(shards, kept_M, n_bytes, domains, folder, config.tokenizer.threads)
+        _split(shards, kept_M, domains, config, tokens)
+        _make_tokenizer(shards, kept_M, n_bytes, folder, tokens, config.tokenizer)
+        if not (tokens / "meta.json").is_file():
+            _tokenise(shards, kept_M, n_bytes, domains, folder, tokens, config.tokenizer.threads)
+        if config.corpus.unit == "packed":
+            _pack(tokens, folder, config.corpus.sequence_tokens)
     if work.exists():
         shutil.rmtree(work)
     return _counts(folder)
@@ -196,6 +201,7 @@ def _make_tokenizer(
     kept_M: np.ndarray,
     n_bytes: Mapping[str, int],
     folder: Path,
+    tokens: Path,
     settings: Tokenizer,
 ) -> None:
     """Trains or adopts the tokenizer."""
@@ -206,7 +212,7 @@ def _make_tokenizer(
         tokenizer.adopt(settings, unfinished)
     else:
         say(f"prepare: training a tokenizer ({settings.kind}, {settings.vocab_size:,} pieces)")
-        usable_N = np.load(folder / "tokens" / "split.npy", mmap_mode="r") != split.HELDOUT
+        usable_N = np.load(tokens / "split.npy", mmap_mode="r") != split.HELDOUT
         texts = documents.sample(shards, kept_M, usable_N, n_bytes, settings.train_bytes)
         tokenizer.train(texts, settings, unfinished)
     unfinished.rename(folder / "tokenizer")
@@ -218,13 +224,12 @@ def _tokenise(
     n_bytes: Mapping[str, int],
     domains: Sequence[str],
     folder: Path,
+    tokens: Path,
     threads: int,
 ) -> None:
     """Writes the token store, one row group of documents after the other."""
     encoder = tokenizer.load(folder / "tokenizer", threads)
-    writer = store.Writer(
-        folder / "tokens", folder / "work" / "tokens.json", encoder.vocab_size, encoder.eod_id
-    )
+    writer = store.Writer(tokens, folder / "work" / "tokens.json", encoder.vocab_size, encoder.eod_id)
     # About: as if removed documents were as long as others.
     total = sum(n_bytes.values()) * np.count_nonzero(kept_M) / len(kept_M)
     with meter("prepare: tokenising", total / 1e6, "MB") as bar:
@@ -235,6 +240,18 @@ def _tokenise(
             bar.add(n_bytes_B.sum() / 1e6)
     ids = (group["id"] for group in documents.groups(shards, ["id"], kept_M))
     writer.finish(ids, domains, tokenizer.read_meta(folder / "tokenizer")["digest"])
+
+
+def _pack(documents: Path, folder: Path, sequence_tokens: int) -> None:
+    """Makes the token store of packed sequences; a killed call begins it again."""
+    unfinished = folder / "work" / "packed"
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    unfinished.mkdir()
+    encoder = tokenizer.load(folder / "tokenizer")
+    digest = tokenizer.read_meta(folder / "tokenizer")["digest"]
+    packing.pack(store.TokenStore(documents), encoder, unfinished, sequence_tokens, digest)
+    unfinished.rename(folder / "tokens")
 
 
 def _counts(folder: Path) -> dict[str, Any]:
@@ -263,7 +280,10 @@ def _counts(folder: Path) -> dict[str, Any]:
         say(f"prepare: not read beyond corpus.max_domain_bytes: {', '.join(sorted(unread))}")
     for domain, splits in totals["documents"].items():
         if splits["reference"] == 0:
-            say(f"prepare: no document of {domain} is in the reference split")
+            say(
+                f"prepare: no document of {domain} is in the reference split, so the reference will not know it: "
+                "raise corpus.reference, or give more documents"
+            )
     return {**totals, "removed": dict(removed), "over_cap": dict(over_cap), "unread_parts": dict(unread)}
 
 

@@ -124,14 +124,18 @@ class Writer:
       done: how much is written; of a new writer, how much was committed.
     """
 
-    def __init__(self, folder: Path, journal: Path, vocab_size: int, eod_id: int) -> None:
+    def __init__(
+        self, folder: Path, journal: Path, vocab_size: int, eod_id: int, *, eod_inside: bool = False
+    ) -> None:
         """Begins a store, or continues what an earlier writer has committed.
+
+        With `eod_inside` a document's tokens may hold EOD: packed sequences do.
 
         Raises:
           ValueError: the tokens are fewer than were committed.
         """
         self.folder = folder
-        self.vocab_size, self.eod_id = vocab_size, eod_id
+        self.vocab_size, self.eod_id, self._eod_inside = vocab_size, eod_id, eod_inside
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self._domain_N, self._split_N = _map(folder / "domain.npy"), _map(folder / "split.npy")
         n_documents = len(self._split_N)
@@ -173,7 +177,7 @@ class Writer:
         is_text = np.ones(size, bool)
         is_text[starts_B] = False
         stored[is_text] = np.concatenate([*tokens, np.zeros(0, np.int32)])
-        if np.count_nonzero(stored == self.eod_id) != len(tokens):
+        if not self._eod_inside and np.count_nonzero(stored == self.eod_id) != len(tokens):
             raise ValueError(
                 f"the tokenizer turns text into token {self.eod_id}, which separates documents: "
                 "set tokenizer.eod_token to a token that no text becomes"

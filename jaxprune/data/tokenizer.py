@@ -129,6 +129,42 @@ def load(folder: Path, threads: int = 1) -> Encoder:
     return _SentencePiece(folder / "tokenizer.model", meta, threads)
 
 
+def of_model(folder: Path, threads: int = 1) -> Encoder:
+    """The tokenizer.json of a Hugging Face model; EOD is the token that begins its texts, else that ends them.
+
+    Raises:
+      ValueError: there is none, it cannot be read, or none of the files says what begins or ends a text.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json: save the model's (fast) tokenizer in it")
+    find, vocab_size, _ = _open_json(path)
+    names, numbers = (
+        json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "config.json")
+    )
+    named = [names.get(key) for key in ("bos_token", "eos_token")]
+    tokens = [token["content"] if isinstance(token, dict) else token for token in named if token]
+    spelt = {number: token for token in tokens if (number := find(token)) is not None}
+    if not spelt:
+        ids = [numbers.get(key) for key in ("bos_token_id", "eos_token_id")]
+        flat = [
+            i
+            for number in ids
+            if number is not None
+            for i in (number if isinstance(number, list) else [number])
+        ]
+        spell = _tokenizers().Tokenizer.from_file(str(path)).id_to_token
+        spelt = {number: token for number in flat if (token := spell(number)) is not None}
+    if not spelt:
+        raise ValueError(
+            f"{folder} does not say which token begins or ends a text: give it a tokenizer_config.json with "
+            "bos_token or eos_token"
+        )
+    eod_id, eod_token = next(iter(spelt.items()))
+    return _HuggingFace(path, {"vocab_size": vocab_size, "eod_id": eod_id, "eod_token": eod_token}, threads)
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """`meta.json`: file, trained, vocab_size, eod_id, eod_token and digest of the file."""
     return json.loads((folder / "meta.json").read_text())
@@ -285,9 +321,7 @@ def _open_json(path: Path) -> tuple[Callable[[str], int | None], int, tuple[str,
     try:
         tokenizer = library.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
-        raise ValueError(
-            f"tokenizer.path is {path}, which is not a Hugging Face tokenizer.json: {error}"
-        ) from None
+        raise ValueError(f"{path} is not a Hugging Face tokenizer.json: {error}") from None
     # Not the number of entries: ids may have gaps.
     vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return tokenizer.token_to_id, vocab_size, _USUAL_EODS

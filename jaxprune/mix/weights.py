@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
-from jaxprune.config import Config, Mix, identity
+from jaxprune.config import Arm, Config, Mix, identity
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
 
 MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+_NAMED = 5  # domains in a line
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
@@ -26,40 +27,58 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     Raises:
       ArtifactMissing: there is no selection yet.
-      ValueError: as `proportions`, `drawable` and `check_epochs`.
+      ValueError: as `mixtures` and `check_epochs`.
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
     selected = require(workdir.select, "jaxprune select CONFIG")
     domains = TokenStore(workdir.prepare / "tokens").domains
-    final = config.final
-    training_rows = final.steps * final.batch_rows
 
     def make(folder: Path) -> dict[str, Any]:
-        summary = json.loads((workdir.select / "summary.json").read_text())
-        runs = {}
-        for name, (arm, seed) in config.final_runs.items():
-            selection = selection_of(arm, seed)
-            mixture = "pruned" if arm == "reweighted" else selection
-            kept = kept_tokens(summary[selection], domains)
-            rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
-            wanted = proportions(config.mix, kept_tokens(summary[mixture], domains))
-            weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
-            epochs = {
-                domain: weight * training_rows / max(rows[domain], 1) for domain, weight in weights.items()
-            }
-            check_epochs(epochs, config.mix.max_epochs, name)
-            runs[name] = {
-                "selection": selection,
-                "method": config.mix.method + (" of pruned" if arm == "reweighted" else ""),
-                "weights": weights,
-                "epochs": epochs,
-                "tokens": training_rows * final.model.context,
-            }
+        runs = mixtures(config, json.loads((workdir.select / "summary.json").read_text()), domains)
+        for name, run in runs.items():
+            check_epochs(run["epochs"], config.mix.max_epochs, name)
+        for arm, epochs in most_epochs(config, runs).items():
+            say(f"mix: {arm} {repetition(epochs)}")
         write_json(folder / "weights.json", runs)
         return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
 
     inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
     return build(workdir.mix, "mix", settings_of(config), inputs, make)
+
+
+def mixtures(
+    config: Config, selections: Mapping[str, Any], domains: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """What each final run draws from: selection, method, weights and epochs by domain, and training tokens.
+
+    Args:
+      config: says how many tokens a run trains on.
+      selections: the summary of the stage `select`.
+      domains: of the corpus.
+
+    Raises:
+      ValueError: as `proportions` and `drawable`.
+    """
+    final = config.final
+    training_rows = final.steps * final.batch_rows
+    runs = {}
+    for name, (arm, seed) in config.final_runs.items():
+        selection = selection_of(arm, seed)
+        mixture = "pruned" if arm == "reweighted" else selection
+        kept = kept_tokens(selections[selection], domains)
+        rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
+        wanted = proportions(config.mix, kept_tokens(selections[mixture], domains))
+        weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
+        runs[name] = {
+            "selection": selection,
+            "method": config.mix.method + (" of pruned" if arm == "reweighted" else ""),
+            "weights": weights,
+            "epochs": {
+                domain: weight * training_rows / max(rows[domain], 1) for domain, weight in weights.items()
+            },
+            "tokens": training_rows * final.model.context,
+        }
+    return runs
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -137,10 +156,10 @@ def drawable(
 
 
 def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: str) -> None:
-    """Says which domains repeat often.
+    """Refuses what repeats too often.
 
     Raises:
-      ValueError: one repeats more often than `max_epochs`.
+      ValueError: a domain repeats more often than `max_epochs`.
     """
     for name, times in epochs.items():
         if max_epochs is not None and times > max_epochs:
@@ -148,5 +167,24 @@ def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: s
                 f"{title}: {name} would be repeated {times:.1f} times, and mix.max_epochs is {max_epochs:g}: "
                 "lower its weight, keep more of it, or lower final.tokens"
             )
-        if times > MANY_EPOCHS:
-            say(f"{title}: {name} is repeated {times:.1f} times; above {MANY_EPOCHS} a repeat teaches little")
+
+
+def most_epochs(config: Config, runs: Mapping[str, Mapping[str, Any]]) -> dict[Arm, dict[str, float]]:
+    """How often each arm repeats each domain, in the seed that repeats it most."""
+    most: dict[Arm, dict[str, float]] = {}
+    for name, (arm, _) in config.final_runs.items():
+        of_arm = most.setdefault(arm, {})
+        for domain, times in runs[name]["epochs"].items():
+            of_arm[domain] = max(times, of_arm.get(domain, 0.0))
+    return most
+
+
+def repetition(epochs: Mapping[str, float]) -> str:
+    """How often the domains of an arm repeat, as the end of a sentence; those above `MANY_EPOCHS` by name."""
+    ordered = sorted(epochs.items(), key=lambda item: -item[1])
+    often = [f"{domain} {times:.1f} times" for domain, times in ordered if times > MANY_EPOCHS]
+    if not often:
+        domain, times = ordered[0]
+        return f"repeats no domain more than {times:.2g} times ({domain})"
+    more = f" and {len(often) - _NAMED} more domains" if len(often) > _NAMED else ""
+    return f"repeats {', '.join(often[:_NAMED])}{more}: above {MANY_EPOCHS} a repeat teaches little"

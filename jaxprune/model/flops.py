@@ -13,7 +13,9 @@ def n_params(model: Model, vocab_size: int) -> int:
     inward = (D, kv, kv) + (F,) * (2 if model.mlp == "swiglu" else 1)
     block = D * sum(inward) + (D + F) * D
     norm = D * (2 if model.norm == "layer" and model.bias else 1)
-    biases = sum(inward) + 2 * D if model.bias else 0
+    attention_biases = 2 * D + 2 * kv if model.has_attention_bias else 0
+    mlp_biases = sum(inward[3:]) + D if model.bias else 0
+    biases = attention_biases + mlp_biases
     return (
         _lookups(model, vocab_size) + _unembedding(model, vocab_size) + L * (block + biases + 2 * norm) + norm
     )

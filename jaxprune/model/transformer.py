@@ -1,18 +1,20 @@
 """A decoder-only transformer: modules, initial parameters, their layout.
 
 Two families share it: the pruning paper's MPT (learned positions, LayerNorm, GELU, biases, tied
-embeddings; Ankner et al., section 3.1) and a modern one (RoPE, RMSNorm, SwiGLU, grouped queries).
-Parameters of the blocks are stacked over layers, and the blocks run in a scan over them. Matrices are
-named `weight_` or `table_`, vectors `scale_` or `bias_`.
+embeddings; Ankner et al., section 3.1) and a modern one (RoPE, RMSNorm, SwiGLU, grouped queries). What
+GPT-2, GPT-NeoX and Llama 3 do otherwise is a setting too. Parameters of the blocks are stacked over
+layers, and the blocks run in a scan over them. Matrices are named `weight_` or `table_`, vectors
+`scale_` or `bias_`.
 
 B rows, T positions, D model width, V vocabulary (padded), L layers, H query heads, G key and value
-heads, C width of a head, F MLP width.
+heads, C width of a head, R rotary wavelengths (pairs of channels), F MLP width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,7 +93,10 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """Hidden states after the last norm, [B, T, D] in the model's compute type."""
-        x_BTD = self.embed(tokens_BT)
+        return self.hidden(self.embed(tokens_BT))
+
+    def hidden(self, x_BTD: jax.Array) -> jax.Array:
+        """As a call, from embedded tokens."""
         graphdef, params = nnx.split(self.blocks)
 
         def layer(x_BTD: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
@@ -123,14 +128,15 @@ class Block(nnx.Module):
     """One layer. Its parameters are stacked over layers, and a call sees one layer's."""
 
     def __init__(self, model: config.Model, keys: Keys):
+        self.parallel = model.parallel_residual
         self.attention_norm = Norm(model, (model.n_layers,))
         self.attention = Attention(model, keys)
         self.mlp_norm = Norm(model, (model.n_layers,))
         self.mlp = Mlp(model, keys)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        y_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        return y_BTD + self.mlp(self.mlp_norm(x_BTD if self.parallel else y_BTD))
 
 
 class Attention(nnx.Module):
@@ -139,10 +145,11 @@ class Attention(nnx.Module):
     def __init__(self, model: config.Model, keys: Keys):
         self.model = model
         D, C = model.d_model, model.d_model // model.n_heads
-        self.query = _inward(model, keys, D, model.n_heads * C)
-        self.key = _inward(model, keys, D, model.kv_heads * C)
-        self.value = _inward(model, keys, D, model.kv_heads * C)
-        self.output = _outward(model, keys, model.n_heads * C, D)
+        bias = model.has_attention_bias
+        self.query = _inward(model, keys, D, model.n_heads * C, bias)
+        self.key = _inward(model, keys, D, model.kv_heads * C, bias)
+        self.value = _inward(model, keys, D, model.kv_heads * C, bias)
+        self.output = _outward(model, keys, model.n_heads * C, D, bias)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         B, T, _ = x_BTD.shape
@@ -155,24 +162,25 @@ class Attention(nnx.Module):
             )
         )
         if self.model.position == "rope":
-            q_BTHC = rotate(q_BTHC, self.model.rope_theta)
-            k_BTGC = rotate(k_BTGC, self.model.rope_theta)
+            frequency_R = frequencies(self.model)
+            q_BTHC, k_BTGC = rotate(q_BTHC, frequency_R), rotate(k_BTGC, frequency_R)
         y_BTHC = attention.attend(q_BTHC, k_BTGC, v_BTGC, self.model.attention)
         return self.output(jnp.reshape(y_BTHC, (B, T, -1), out_sharding=sharding.ACT_BTF))
 
 
 class Mlp(nnx.Module):
-    """GELU (exact) or SwiGLU; its width is cut over `tensor`."""
+    """GELU (exact, or by tanh) or SwiGLU; its width is cut over `tensor`."""
 
     def __init__(self, model: config.Model, keys: Keys):
         D, F = model.d_model, model.mlp_width
-        self.gate = _inward(model, keys, D, F) if model.mlp == "swiglu" else None
-        self.up = _inward(model, keys, D, F)
-        self.down = _outward(model, keys, F, D)
+        self.approximate = model.mlp == "gelu_tanh"
+        self.gate = _inward(model, keys, D, F, model.bias) if model.mlp == "swiglu" else None
+        self.up = _inward(model, keys, D, F, model.bias)
+        self.down = _outward(model, keys, F, D, model.bias)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         if self.gate is None:
-            return self.down(jax.nn.gelu(self.up(x_BTD), approximate=False))
+            return self.down(jax.nn.gelu(self.up(x_BTD), approximate=self.approximate))
         return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
 
 
@@ -180,7 +188,7 @@ class Norm(nnx.Module):
     """LayerNorm or RMSNorm over D; statistics in float32."""
 
     def __init__(self, model: config.Model, stack: tuple[int, ...]):
-        self.center = model.norm == "layer"
+        self.center, self.eps = model.norm == "layer", model.norm_eps
         shape = (*stack, model.d_model)
         self.scale_D = nnx.Param(jnp.ones(shape))
         self.bias_D = nnx.Param(jnp.zeros(shape)) if self.center and model.bias else None
@@ -189,38 +197,59 @@ class Norm(nnx.Module):
         y_BTD = x_BTD.astype(jnp.float32)
         if self.center:
             y_BTD = y_BTD - y_BTD.mean(axis=-1, keepdims=True)
-        y_BTD = y_BTD * jax.lax.rsqrt(jnp.square(y_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+        y_BTD = y_BTD * jax.lax.rsqrt(jnp.square(y_BTD).mean(axis=-1, keepdims=True) + self.eps)
         y_BTD = y_BTD * self.scale_D[...]
         if self.bias_D is not None:
             y_BTD = y_BTD + self.bias_D[...]
         return y_BTD.astype(x_BTD.dtype)
 
 
-def rotate(x_BTHC: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (Su et al., 2021): channels c and c + C/2 turn together, as in Llama's checkpoints."""
-    _, T, _, C = x_BTHC.shape
-    angle_TC = jnp.arange(T)[:, None] * theta ** (-jnp.arange(0, C, 2) / C)
-    cos_TC, sin_TC = (f(angle_TC)[:, None, :] for f in (jnp.cos, jnp.sin))
-    a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
-    y_BTHC = jnp.concatenate((a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC), axis=-1)
-    return y_BTHC.astype(x_BTHC.dtype)
+def frequencies(model: config.Model) -> jax.Array:
+    """Radians a position of each pair of channels that rotary positions turn, float32 [R].
+
+    Where `rope_factor` lengthens them, it is as Llama 3.1 does, or all of them ("position interpolation",
+    Chen et al., 2023).
+    """
+    C = model.rope_width
+    frequency_R = model.rope_theta ** (-jnp.arange(0, C, 2) / C)
+    if model.rope_factor == 1:
+        return frequency_R
+    kept_R = jnp.zeros(C // 2)
+    if model.rope_long:
+        high, low = 2 * math.pi / model.rope_short, 2 * math.pi / model.rope_long
+        kept_R = jnp.clip((frequency_R - low) / (high - low), 0, 1)
+    return frequency_R * (kept_R + (1 - kept_R) / model.rope_factor)
+
+
+def rotate(x_BTHC: jax.Array, frequency_R: jax.Array) -> jax.Array:
+    """Rotary positions (Su et al., 2021): channels r and r + R turn together, as in Llama's checkpoints.
+
+    Channels from 2 R on stay as they are.
+    """
+    T, R = x_BTHC.shape[1], len(frequency_R)
+    angle_TR = jnp.arange(T)[:, None] * frequency_R
+    cos_TR, sin_TR = (f(angle_TR)[:, None, :] for f in (jnp.cos, jnp.sin))
+    x_BTHC, dtype = x_BTHC.astype(jnp.float32), x_BTHC.dtype
+    a, b, *rest = jnp.split(x_BTHC, [R, 2 * R] if x_BTHC.shape[-1] > 2 * R else [R], axis=-1)
+    turned = (a * cos_TR - b * sin_TR, b * cos_TR + a * sin_TR)
+    return jnp.concatenate((*turned, *rest), axis=-1).astype(dtype)
 
 
 def _table(keys: Keys, shape: tuple[int, int], spec: P, std: float) -> nnx.Param:
     return nnx.Param(std * jax.random.normal(next(keys), shape, out_sharding=spec))
 
 
-def _inward(model: config.Model, keys: Keys, width_in: int, width_out: int) -> Linear:
+def _inward(model: config.Model, keys: Keys, width_in: int, width_out: int, bias: bool) -> Linear:
     """A projection from the residual stream."""
     shape = (model.n_layers, width_in, width_out)
-    return Linear(next(keys), shape, sharding.IN_LDF, std=model.init_std, bias=model.bias)
+    return Linear(next(keys), shape, sharding.IN_LDF, std=model.init_std, bias=bias)
 
 
-def _outward(model: config.Model, keys: Keys, width_in: int, width_out: int) -> Linear:
+def _outward(model: config.Model, keys: Keys, width_in: int, width_out: int, bias: bool) -> Linear:
     """A projection into the residual stream, which 2 L of them add up in."""
     shape = (model.n_layers, width_in, width_out)
     std = model.init_std / (2 * model.n_layers) ** 0.5
-    return Linear(next(keys), shape, sharding.OUT_LFD, std=std, bias=model.bias)
+    return Linear(next(keys), shape, sharding.OUT_LFD, std=std, bias=bias)
 
 
 def _rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:

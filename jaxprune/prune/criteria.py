@@ -7,6 +7,7 @@ and nats of the scoring model).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,16 +34,52 @@ def _information(rule: Select) -> Any:
     """
     match rule.information_per:
         case "token":
-            return _.nll_sum / _.n_scored + _.unigram_nll_sum / _.n_tokens
+            return _.nll_sum / _.n_scored.nullif(0) + _.unigram_nll_sum / _.n_tokens.nullif(0)
         case "byte":
-            return (_.nll_sum + _.unigram_nll_sum) / _.n_bytes
+            return (_.nll_sum + _.unigram_nll_sum) / _.n_bytes.nullif(0)
         case "document":
             return _.nll_sum + _.unigram_nll_sum
 
 
+def _excess(rule: Select) -> Any:
+    """NLL under the model that scores less that under the second: per token, or where these cut a text into
+    different tokens per byte, which alone is then comparable."""
+    return (_.nll_sum - _.second_nll_sum) / _.second_same_tokens.ifelse(_.n_scored, _.n_bytes).nullif(0)
+
+
 CRITERIA: dict[Signal, Criterion] = {
-    "perplexity": Criterion(value=lambda rule: _.nll_sum / _.n_scored, unit="nats per token"),
+    # Ankner et al. (arXiv 2405.20541), section 2: the mean over tokens, which ranks as its exponential does.
+    "perplexity": Criterion(value=lambda rule: _.nll_sum / _.n_scored.nullif(0), unit="nats per token"),
+    "bits_per_byte": Criterion(
+        value=lambda rule: _.nll_sum / (math.log(2) * _.n_bytes.nullif(0)), unit="bits per byte"
+    ),
+    "nll": Criterion(value=lambda rule: _.nll_sum, unit="nats"),
     "information": Criterion(value=_information, unit="nats", sources=("unigram",)),
+    # ScalingFilter (arXiv 2408.08310): PPL_small / PPL_large; the second model is the large one. High is kept.
+    "ratio": Criterion(
+        value=lambda rule: _excess(rule).exp(), unit="perplexity by perplexity", sources=("second",)
+    ),
+    # RHO-LOSS (arXiv 2107.02565), CoLoR-Filter (arXiv 2406.10670): the second has seen what is wanted. High is kept.
+    "excess": Criterion(value=lambda rule: _excess(rule), unit="nats per token (byte)", sources=("second",)),
+    # Marion et al. (arXiv 2309.04564), section 3: of a document's error vectors the mean length. Middle is kept.
+    "el2n": Criterion(
+        value=lambda rule: _.el2n_sum / _.el2n_tokens.nullif(0), unit="length", sources=("el2n",)
+    ),
+    # Marion et al., section 3: the share of a continuation that is known by heart; null under 64 tokens, which
+    # are not ranked. Low is kept.
+    "memorization": Criterion(value=lambda rule: _.memorization, unit="share", sources=("memorization",)),
+    # Anand et al. (arXiv 2311.16298): how much the gradient moved between checkpoints. High is kept.
+    "vog": Criterion(value=lambda rule: _.vog, unit="logits by embedding", sources=("vog",)),
+    # Sachdeva et al. (arXiv 2402.09668): log odds of yes against no, in the order of P(yes). High is kept.
+    "ask_llm": Criterion(value=lambda rule: _.ask_llm, unit="nats", sources=("ask_llm",)),
+    "prior_mean": Criterion(value=lambda rule: _.prior_mean, unit="nats per token", sources=("prior",)),
+    "prior_std": Criterion(value=lambda rule: _.prior_std, unit="probability", sources=("prior",)),
+    "compression": Criterion(
+        value=lambda rule: _.compression, unit="bytes per byte", sources=("compression",)
+    ),
+    "zip": Criterion(value=lambda rule: _["zip"], unit="place in the order", sources=("zip",)),
+    "density": Criterion(value=lambda rule: _.density, unit="log of documents", sources=("density",)),
+    "dsir": Criterion(value=lambda rule: _.dsir, unit="nats", sources=("dsir",)),
 }
 
 

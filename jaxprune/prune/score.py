@@ -1,4 +1,4 @@
-"""The stage `score`: the NLL of every document that may be pruned, under the reference model.
+"""The stage `score`: the NLL of every document that may be pruned, under the reference or another model.
 
 A document's score does not depend on which others are scored with it, in what order, or in which
 shard: for one mesh and one `batch_tokens` it is bitwise the same. Shards are files of their own, so
@@ -9,6 +9,7 @@ Legend: N documents, W windows, B rows of a batch, S tokens of a row.
 
 from __future__ import annotations
 
+import functools
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ import jax
 import numpy as np
 import pyarrow as pa
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from jaxprune.artifact import Manifest, Workdir, build, require
-from jaxprune.config import Config, identity
+from jaxprune.config import Config
 from jaxprune.data.store import TRAIN, TokenStore
-from jaxprune.model.sharding import BATCH, ROWS, make_mesh
+from jaxprune.model.loss import next_token_nll
+from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import Meter
-from jaxprune.prune import shards
-from jaxprune.prune.windows import batches, cut
+from jaxprune.prune import models, shards
+from jaxprune.prune.forward import of_windows
+from jaxprune.prune.translation import Translation
+from jaxprune.prune.windows import Windows, cut
 from jaxprune.train.checkpoint import load_params
-from jaxprune.train.step import make_score_step
+from jaxprune.train.step import TokenLoss, make_score_step
 
 
 class Scorer:
@@ -41,11 +44,31 @@ class Scorer:
         *,
         context: int,
         batch_tokens: int,
+        overlap: int = 0,
+        translation: Translation | None = None,
+        of: TokenLoss = next_token_nll,
     ) -> None:
-        """`context` is the most targets of a window, `batch_tokens` the size of a batch, padding included."""
-        self.params, self.mesh = params, mesh
-        self.context, self.batch_tokens = context, batch_tokens
-        self._step = make_score_step(graphdef)
+        """What is scored, and how.
+
+        Args:
+          graphdef, params: the model, on `mesh`.
+          context: the most targets of a window.
+          batch_tokens: the size of a batch, padding included.
+          overlap: targets of a window that the one before has scored.
+          translation: into the model's own tokens; None: it reads those of the store.
+          of: what is summed over tokens, in place of their NLL.
+
+        Raises:
+          ValueError: the overlap leaves no new target in a window.
+        """
+        if overlap >= context:
+            raise ValueError(
+                f"score.overlap is {overlap}: set less than {context}, the context of the model that scores"
+            )
+        self.graphdef, self.params, self.mesh = graphdef, params, mesh
+        self.context, self.batch_tokens, self.overlap = context, batch_tokens, overlap
+        self.translation = translation
+        self._step = make_score_step(graphdef, of)
 
     @classmethod
     def load(cls, run: Path, config: Config) -> Scorer:
@@ -53,6 +76,32 @@ class Scorer:
         mesh = make_mesh(config.mesh)
         graphdef, params, model, _ = load_params(run, mesh)
         return cls(graphdef, params, mesh, context=model.context, batch_tokens=config.score.batch_tokens)
+
+    @classmethod
+    def named(cls, name: str, config: Config, workdir: Workdir, of: TokenLoss = next_token_nll) -> Scorer:
+        """The model that a setting names (prune/models.py), as `config.score` says.
+
+        Raises:
+          ValueError: there is no such model, or score.context or score.overlap does not fit it.
+        """
+        model = models.load(name, config, workdir)
+        context = model.context if config.score.context is None else config.score.context
+        if context > model.context:
+            raise ValueError(
+                f"score.context is {context}: set {model.context}, the context of the model {name}, or less"
+            )
+        return cls(
+            model.graphdef,
+            model.params,
+            model.mesh,
+            context=context,
+            batch_tokens=config.score.batch_tokens,
+            overlap=config.score.overlap,
+            translation=None
+            if model.encoder is None
+            else Translation(encoder=model.encoder, vocab_size=model.vocab_size),
+            of=of,
+        )
 
     def __call__(self, store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
         """Scores the documents `numbers` (int64, [N]) of a store.
@@ -65,40 +114,33 @@ class Scorer:
         Raises:
           ValueError: the model's NLL of a document is not finite.
         """
-        windows = cut(store.offsets_N1, numbers, self.context)
-        nll_W = np.empty(len(windows.length_W), np.float64)
-        sharding = NamedSharding(self.mesh, BATCH)
-        parts = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
-        pending: tuple[np.ndarray, jax.Array, int] | None = None
-
-        def fetch() -> None:
-            if pending is not None:
-                window_W, nll_B, n_tokens = pending
-                nll_W[window_W] = np.asarray(nll_B)[: len(window_W)]
-                progress.add(n_tokens)
-
-        with jax.set_mesh(self.mesh):
-            for batch in batches(
-                store.tokens, windows, context=self.context, batch_tokens=self.batch_tokens, parts=parts
-            ):
-                # With several processes each would put and fetch its own part of the rows here.
-                tokens_BS, length_B = jax.device_put((batch.tokens_BS, batch.length_B), sharding)
-                nll_B = self._step(self.params, tokens_BS, length_B)
-                fetch()  # of the batch before, while the devices work on this one
-                pending = batch.window_W, nll_B, int(batch.length_B.sum())
-        fetch()
-        return _table(store, numbers, windows.document_W, nll_W)
+        tokens, offsets_N1, places = store.tokens, store.offsets_N1, numbers
+        if self.translation is not None:
+            tokens, offsets_N1 = self.translation(store, numbers)
+            places = np.arange(len(numbers))
+        n_scored_N = offsets_N1[places + 1] - offsets_N1[places] - 1
+        windows = cut(offsets_N1, places, self.context, self.overlap)
+        nll_W = of_windows(
+            functools.partial(self._step, self.params),
+            tokens,
+            windows,
+            self.mesh,
+            context=self.context,
+            batch_tokens=self.batch_tokens,
+            progress=progress,
+            size_W=None if self.translation is None else _in_tokens_of(store, numbers, windows, n_scored_N),
+        )
+        return _table(store, numbers, windows.document_W, nll_W, n_scored_N)
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
     """Scores the documents of the train split, unless they are scored already.
 
     Raises:
-      ArtifactMissing: the corpus is not prepared or the reference not trained yet.
+      ArtifactMissing: the corpus is not prepared or the model not trained yet.
       ValueError: as `Scorer`.
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
-    reference = require(workdir.run("reference"), "jaxprune train CONFIG --only reference")
     store = TokenStore(workdir.prepare / "tokens")
     numbers = store.documents(TRAIN)
     is_checked = False
@@ -112,19 +154,45 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             store,
             numbers,
             config.score.shard_documents,
-            lambda: Scorer.load(workdir.run("reference"), config),
+            lambda: Scorer.named(config.score.model, config, workdir),
         )
         n_tokens = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
         return {"documents": len(numbers), "tokens": int(n_tokens.sum())}
 
-    inputs = {"prepare": prepare.fingerprint, "reference": reference.fingerprint}
-    manifest = build(workdir.score, "score", identity(config.score), inputs, make)
+    inputs = {"prepare": prepare.fingerprint, **inputs_of(config, workdir)}
+    manifest = build(workdir.score, "score", settings_of(config), inputs, make)
     if not is_checked:
         make(workdir.score)  # it stood there already: repairs what was damaged since
     return manifest
 
 
-def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W: np.ndarray) -> pa.Table:
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that decide the score artifact; the model is among what it is made from."""
+    return {name: getattr(config.score, name) for name in ("context", "overlap")}
+
+
+def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
+    """The model that scores, by what it is: `reference`, `second`, or a folder wherever it lies."""
+    name = config.score.model
+    return {name if name in models.TRAINED else "model": models.fingerprint(name, workdir)}
+
+
+def _in_tokens_of(
+    store: TokenStore, numbers: np.ndarray, windows: Windows, n_scored_N: np.ndarray
+) -> np.ndarray:
+    """The store's tokens shared out over windows of translated documents: whole numbers with the same sum."""
+    n_tokens = int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum())
+    done_W = np.cumsum(windows.length_W - windows.start_W) * n_tokens // max(int(n_scored_N.sum()), 1)
+    return np.diff(done_W, prepend=0)
+
+
+def _table(
+    store: TokenStore,
+    numbers: np.ndarray,
+    document_W: np.ndarray,
+    nll_W: np.ndarray,
+    n_scored_N: np.ndarray,
+) -> pa.Table:
     ids = store.ids(numbers)
     nll_sum_N = np.bincount(document_W, nll_W, len(numbers))
     wrong = np.flatnonzero(~np.isfinite(nll_sum_N))
@@ -143,7 +211,7 @@ def _table(store: TokenStore, numbers: np.ndarray, document_W: np.ndarray, nll_W
             "domain": pa.array([store.domains[domain] for domain in store.domain_N[numbers]], pa.string()),
             "n_tokens": n_tokens_N,
             "n_bytes": store.n_bytes_N[numbers],
-            "n_scored": n_tokens_N,
+            "n_scored": n_scored_N,
             "nll_sum": nll_sum_N,
             "nll_windows": pa.ListArray.from_arrays(edge_N1.astype(np.int32), nll_W),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from ibis import _
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Select, identity
 from jaxprune.progress import say
-from jaxprune.prune.bands import select
+from jaxprune.prune.bands import Band, is_joint, select
+from jaxprune.prune.criteria import CRITERIA
 
-_MEMORY = "4GB"  # of DuckDB; beyond it goes to disk
+MEMORY = "4GB"  # of DuckDB; beyond it goes to disk
 _COLUMNS = ("number", "id", "domain", "n_tokens", "n_bytes", "score", "kept", "reason")
+_COMPRESSION = "lz4_raw"  # a third less work than snappy
+_BANDS = ("low", "medium", "high", "threshold")  # of the criteria, those that keep what is between thresholds
 _SIZES = ("documents", "tokens", "bytes")
 
 
@@ -35,10 +39,12 @@ def selection_of(arm: Arm, seed: int) -> str:
 def rules_of(config: Config) -> dict[str, tuple[Select | None, int]]:
     """The rule and the seed of each selection that the arms need, each once; no rule keeps everything.
 
-    The random arms draw from the documents that `pruned` ranks, at its rate and in its scope.
+    The random arms draw from the documents that `pruned` ranks, at its rate and in its scope. Under a
+    threshold, which has no rate, the controls take what it comes to over the whole corpus (`band_of`).
     """
     rules: dict[str, tuple[Select | None, int]] = {}
     pruned = config.select
+    is_threshold = pruned.criterion == "threshold"
     for arm, seed in config.final_runs.values():
         name = selection_of(arm, seed)
         if arm == "none":
@@ -46,28 +52,44 @@ def rules_of(config: Config) -> dict[str, tuple[Select | None, int]]:
         elif arm == "pruned":
             rules[name] = (pruned, config.seed)
         elif arm == "within_domain":
-            rules[name] = (dataclasses.replace(pruned, scope="domain"), config.seed)
+            criterion = "medium" if is_threshold else pruned.criterion
+            rules[name] = (dataclasses.replace(pruned, criterion=criterion, scope="domain"), config.seed)
         else:
-            rules[name] = (dataclasses.replace(pruned, criterion="random"), seed)
+            scope = "global" if is_threshold else pruned.scope
+            rates = {} if is_threshold else pruned.rates
+            rules[name] = (dataclasses.replace(pruned, criterion="random", scope=scope, rates=rates), seed)
         if arm == "reweighted":  # takes the mixture of `pruned`
             rules["pruned"] = (pruned, config.seed)
     return rules
+
+
+def band_of(name: str, kept: Band) -> Band | None:
+    """What a selection keeps of its ranking where `pruned` is a threshold that keeps the shares `kept`.
+
+    The random arms keep as much in all, and within_domain in each domain the documents between the same
+    ranks; `pruned` itself has no band.
+    """
+    if name == "within_domain":
+        return kept
+    return (Fraction(0), kept[1] - kept[0]) if name.startswith("random") else None
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
     """Makes the selections of all arms from the scores, unless they are made already.
 
     Raises:
-      ArtifactMissing: the documents are not scored yet.
+      ArtifactMissing: the documents are not scored yet, or a signal is not computed.
+      ValueError: a signal was computed for other documents than were scored; as `select`.
     """
-    score = require(workdir.score, "jaxprune score CONFIG")
 
     def make(folder: Path) -> dict[str, Any]:
-        connection = ibis.duckdb.connect(memory_limit=_MEMORY, temp_directory=str(folder / "spill"))
-        scores = connection.read_parquet(sorted(map(str, workdir.score.glob("part-*.parquet"))))
+        connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
+        scores = read(connection, [workdir.score, *(workdir.signal(name) for name in _sources(config))])
+        shares = realised(scores, config.select) if config.select.criterion == "threshold" else None
         summary = {}
         for name, (rule, seed) in rules_of(config).items():
-            summary[name] = write(folder, name, scores, rule, seed)
+            band = None if shares is None else band_of(name, shares)
+            summary[name] = write(folder, name, scores, rule, seed, band)
             kept = summary[name]["all"]["after"]
             say(
                 f"select: {name} keeps {kept['documents']:,} documents ({kept['share_documents']:.1%}), "
@@ -78,7 +100,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         write_json(folder / "summary.json", summary)
         return {name: of["all"]["after"] for name, of in summary.items()}
 
-    return build(workdir.select, "select", settings_of(config), {"score": score.fingerprint}, make)
+    return build(workdir.select, "select", settings_of(config), inputs_of(config, workdir), make)
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -86,25 +108,80 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
 
 
-def write(folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: int) -> dict[str, Any]:
+def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
+    """The fingerprints of the scores and the signals that the select artifact is made from.
+
+    Raises:
+      ArtifactMissing: one of them is not there yet.
+    """
+    folders = {"score": workdir.score} | {name: workdir.signal(name) for name in _sources(config)}
+    return {name: require(folder, "jaxprune score CONFIG").fingerprint for name, folder in folders.items()}
+
+
+def read(connection: Any, folders: Sequence[Path]) -> ir.Table:
+    """The shards of scores and of signals as one table, in the order of the documents' numbers.
+
+    Args:
+      connection: DuckDB, by Ibis.
+      folders: of score, then of signals; all hold the same documents in the same order, so that they are
+        laid side by side: a join on 100 million numbers would take longer than all the rest.
+
+    Raises:
+      ValueError: a signal was computed for other documents than were scored.
+    """
+    for place, folder in enumerate(folders):
+        connection.read_parquet(sorted(map(str, folder.glob("part-*.parquet"))), table_name=f"shards_{place}")
+    for place, folder in enumerate(folders[1:], start=1):
+        differ = f"SELECT count(*) FROM (SELECT number FROM shards_0) a POSITIONAL JOIN (SELECT number FROM shards_{place}) b WHERE a.number IS DISTINCT FROM b.number"
+        if connection.raw_sql(differ).fetchone()[0]:
+            raise ValueError(
+                f"{folder} holds other documents than {folders[0]}: delete it and run `jaxprune score` again"
+            )
+    if len(folders) == 1:
+        return connection.table("shards_0")
+    columns = ", ".join(["shards_0.*", *(f"shards_{n}.* EXCLUDE (number)" for n in range(1, len(folders)))])
+    joined = " POSITIONAL JOIN ".join(f"shards_{place}" for place in range(len(folders)))
+    connection.raw_sql(f"CREATE OR REPLACE VIEW scores AS SELECT {columns} FROM {joined}")
+    return connection.table("scores")
+
+
+def realised(scores: ir.Table, rule: Select) -> Band:
+    """Between which shares of the ranking a threshold keeps, counted as `rule.weight` says."""
+    size = _.n_tokens if rule.weight == "tokens" else ibis.literal(1, "int64")
+    weights = select(scores, rule).group_by("reason").agg(weight=size.sum().cast("int64")).to_pyarrow()
+    by_reason = dict(zip(weights["reason"].to_pylist(), weights["weight"].to_pylist(), strict=True))
+    below, kept, above = (
+        by_reason.get(f"{side} the threshold" if side else "", 0) for side in ("below", "", "above")
+    )
+    total = max(below + kept + above, 1)
+    return Fraction(below, total), Fraction(below + kept, total)
+
+
+def write(
+    folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: int, band: Band | None = None
+) -> dict[str, Any]:
     """Makes one selection: `<name>.parquet` (every document) and `<name>.npy` (the kept numbers).
 
     Args:
       folder: where the files go.
       name: of the selection.
-      scores: the columns of a score shard, as a DuckDB table.
-      rule, seed: as in `select`.
+      scores: the columns of score shards and signals in the order of `number`, as a DuckDB table.
+      rule, seed, band: as in `select`.
 
     Returns:
       {"rule", "thresholds": {"all" or domain: {"low", "high"}}, "domains": {domain: {"before", "after"}},
       "all": {"before", "after"}, "removed": {reason: documents}}. Thresholds are the lowest and highest
-      score kept (None where nothing is). Before and after hold documents, tokens, bytes, and a domain's
-      share of each before and after; under "all" the shares are of the corpus before.
+      score kept (None where nothing is), and {signal: {"low", "high"}} for each further signal; a draw and
+      a product of ranks have none. Before and after hold documents, tokens, bytes, and a domain's share of
+      each before and after; under "all" the shares are of the corpus before.
     """
     path = folder / f"{name}.parquet"
-    select(scores, rule, seed).select(*_COLUMNS).order_by("number").to_parquet(path)
-    kept = pq.read_table(path, columns=["number"], filters=[("kept", "=", True)])
-    np.save(folder / f"{name}.npy", kept["number"].to_numpy())
+    further = () if rule is None else rule.signals[1:]
+    decided = select(scores, rule, seed, band).select(*_COLUMNS, *further)
+    if rule is not None and _is_product(rule):
+        decided = decided.order_by("number")  # the other rules leave the order as it is
+    decided.to_parquet(path, compression=_COMPRESSION)
+    columns = ("score", *further)
     counts = (
         ibis.get_backend(scores)
         .read_parquet(path)
@@ -113,12 +190,47 @@ def write(folder: Path, name: str, scores: ir.Table, rule: Select | None, seed: 
             documents=_.count(),
             tokens=_.n_tokens.sum(),
             bytes=_.n_bytes.sum(),
-            low=_.score.min(),
-            high=_.score.max(),
+            **{f"low_{column}": _[column].min() for column in columns},
+            **{f"high_{column}": _[column].max() for column in columns},
         )
         .order_by("domain", "reason")
+        .to_pyarrow()
+        .to_pylist()
     )
-    return {"rule": _identity(rule), "seed": seed, **_summary(counts.to_pyarrow().to_pylist(), rule)}
+    _write_kept(path, folder / f"{name}.npy", sum(row["documents"] for row in counts if row["reason"] == ""))
+    said = _identity(rule)
+    if said is not None and band is not None:
+        said["rate"] = float(band[1] - band[0])
+    return {"rule": said, "seed": seed, **_summary(counts, rule)}
+
+
+def _write_kept(table: Path, path: Path, n_kept: int) -> None:
+    """The kept numbers of a selection, int64, ascending, never all in memory."""
+    with path.open("wb") as file:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (n_kept,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        last, written = -1, 0
+        for batch in pq.ParquetFile(table).iter_batches(1 << 20, columns=["number", "kept"]):
+            number_B = batch["number"].to_numpy().astype("<i8", copy=False)
+            assert number_B[0] > last and (np.diff(number_B) > 0).all(), (
+                f"{table} is not in the order of number"
+            )
+            last = int(number_B[-1])
+            kept_B = number_B[batch["kept"].to_numpy(zero_copy_only=False)]
+            file.write(kept_B.tobytes())
+            written += len(kept_B)
+    assert written == n_kept, (written, n_kept)
+
+
+def _sources(config: Config) -> tuple[str, ...]:
+    """The signal artifacts that the selections read."""
+    return tuple(
+        dict.fromkeys(source for signal in config.select.signals for source in CRITERIA[signal].sources)
+    )
+
+
+def _is_product(rule: Select) -> bool:
+    return len(rule.signals) > 1 and not is_joint(rule) and rule.criterion != "random"
 
 
 def _identity(rule: Select | None) -> dict[str, Any] | None:
@@ -129,13 +241,12 @@ def _summary(counts: list[dict[str, Any]], rule: Select | None) -> dict[str, Any
     kept = [row for row in counts if row["reason"] == ""]
     domains = sorted({row["domain"] for row in counts})
     thresholds = {}
-    if rule is not None and rule.criterion != "random":
-        for group in domains if rule.scope == "domain" else ["all"]:
-            mine = [row for row in kept if rule.scope == "global" or row["domain"] == group]
-            thresholds[group] = {
-                "low": min((row["low"] for row in mine), default=None),
-                "high": max((row["high"] for row in mine), default=None),
-            }
+    if rule is not None and rule.criterion in _BANDS and not _is_product(rule):
+        in_domains = rule.scope == "domain" and rule.criterion != "threshold"
+        for group in domains if in_domains else ["all"]:
+            mine = [row for row in kept if not in_domains or row["domain"] == group]
+            thresholds[group] = _extent(mine, "score")
+            thresholds[group] |= {signal: _extent(mine, signal) for signal in rule.signals[1:]}
     before, after = _sizes(counts), _sizes(kept)
     by_domain = {}
     for domain in domains:
@@ -152,6 +263,13 @@ def _summary(counts: list[dict[str, Any]], rule: Select | None) -> dict[str, Any
             reason: sum(row["documents"] for row in counts if row["reason"] == reason)
             for reason in sorted({row["reason"] for row in counts} - {""})
         },
+    }
+
+
+def _extent(rows: Sequence[dict[str, Any]], column: str) -> dict[str, float | None]:
+    return {
+        "low": min((row[f"low_{column}"] for row in rows), default=None),
+        "high": max((row[f"high_{column}"] for row in rows), default=None),
     }
 
 

@@ -138,17 +138,53 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
     return _svg(figure, f"ridges-{width}", "Distribution of perplexity by domain, with the kept band")
 
 
+def scores(
+    score_X: Sequence[float],
+    entry: Mapping[str, Any],
+    edges: Mapping[str, float | None],
+    unit: str | None,
+    variable: str,
+    name: str,
+) -> str:
+    """Density of one domain's scores, the kept part of it dark, thresholds dashed.
+
+    Args:
+      score_X: the axis.
+      entry: density and kept_density at its points.
+      edges: low and high threshold, None where there is none.
+      unit: of the scores; None: NLL in nats per token, whose ticks are perplexities.
+      variable: CSS variable of the colour.
+      name: of the drawing, unique in its page.
+    """
+    figure, axes = _canvas(300, 150, left=8, right=8, top=6, bottom=38)
+    grid_X, shade = np.array(score_X), colour(variable)
+    axes.fill_between(grid_X, entry["density"], color=shade, alpha=0.18, lw=0)
+    axes.fill_between(grid_X, entry["kept_density"], color=shade, alpha=0.75, lw=0)
+    axes.plot(grid_X, entry["density"], color=shade, lw=1.5)
+    for edge in edges.values():
+        if edge is not None and grid_X[0] < edge < grid_X[-1]:
+            axes.axvline(edge, color=colour("ink"), lw=1, ls=(0, (2, 2)))
+    axes.set_xlim(grid_X[0], grid_X[-1])
+    axes.set_ylim(0, 1.06 * max(max(entry["density"]), 1e-9))
+    axes.yaxis.set_major_locator(NullLocator())
+    if unit is None:
+        _perplexity_axis(axes, grid_X, 5)
+    else:
+        axes.xaxis.set_major_locator(_ticks(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
+    axes.set_xlabel(unit or "perplexity (logarithmic)", color=colour("muted"), size=_TEXT)
+    return _svg(figure, f"scores-{name}", f"Distribution of scores, {name}")
+
+
 def shares(figures: Mapping[str, Any], width: int) -> str:
-    """Each domain's share of the tokens before (open) and after (filled) pruning."""
-    composition, domains = (
-        figures["composition"][figures["pruning"]["selection"]]["domains"],
-        figures["domains"],
-    )
+    """Share of the tokens before (open) and after (filled) pruning, of each domain that the composition has."""
+    composition = figures["composition"][figures["pruning"]["selection"]]["domains"]
+    domains = figures["domains"]
     rows = {
-        domain: [composition[domain][when]["share_tokens"] for when in ("before", "after")]
-        for domain in domains
+        domain: [sizes[when]["share_tokens"] for when in ("before", "after")]
+        for domain, sizes in composition.items()
     }
-    figure, axes, place = _domain_rows(width, domains)
+    figure, axes, place = _domain_rows(width, list(rows))
     for domain, (before, after) in rows.items():
         shade, y = colour(domain_variable(domains, domain)), place[domain]
         axes.plot([before, after], [y, y], color=shade, lw=3, alpha=0.55, solid_capstyle="butt")

@@ -85,13 +85,20 @@ def density(score_N: np.ndarray, nll_X: np.ndarray) -> np.ndarray:
         return np.zeros_like(nll_X)
     quartiles = np.quantile(score_N, [0.25, 0.75])
     spread = min(float(np.std(score_N)), float(np.diff(quartiles)[0]) / 1.34)
-    bandwidth = max(0.9 * spread * len(score_N) ** -0.2, 2 * step)
     # Counted in bins first, so that the cost does not grow with documents x points.
-    reach = int(np.ceil(4 * bandwidth / step))
+    smoothing = kernel(spread, len(score_N), step)
+    reach = len(smoothing) // 2
     edges = nll_X[0] - step / 2 + step * np.arange(-reach, len(nll_X) + reach + 1)
     counts, _ = np.histogram(score_N, edges)
-    kernel = np.exp(-0.5 * (step * np.arange(-reach, reach + 1) / bandwidth) ** 2)
-    return np.convolve(counts, kernel / kernel.sum(), mode="valid") / (len(score_N) * step)
+    return np.convolve(counts, smoothing, mode="valid") / (len(score_N) * step)
+
+
+def kernel(spread: float, n_documents: int, step: float) -> np.ndarray:
+    """Weights that smooth counts in bins of width `step`: a Gaussian of Silverman's bandwidth, of an odd length."""
+    bandwidth = max(0.9 * spread * n_documents**-0.2, 2 * step)
+    reach = int(np.ceil(4 * bandwidth / step))
+    weights = np.exp(-0.5 * (step * np.arange(-reach, reach + 1) / bandwidth) ** 2)
+    return weights / weights.sum()
 
 
 def examples(

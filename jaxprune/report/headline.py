@@ -21,6 +21,9 @@ ARMS = {
 }
 
 
+_LISTED = 12  # domains in a sentence
+
+
 def verdict(change: Mapping[str, Any]) -> Verdict:
     """What a difference of losses shows: its interval must exclude zero to be better or worse."""
     if change["low"] is None:
@@ -34,7 +37,7 @@ def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Sentences: `pruned`, `gains` (one for each baseline of `pruned`), `mixture`, `controls`, `caution`."""
     against = {(entry["arm"], entry["base"]): entry for entry in figures["comparisons"]}
     return {
-        "pruned": _pruned(figures["pruning"]),
+        "pruned": pruned(figures["pruning"]),
         "gains": [
             {
                 "base": base,
@@ -109,14 +112,16 @@ def _seeds(figures: Mapping[str, Any]) -> str:
     return f"{ {2: 'two', 3: 'three', 4: 'four', 5: 'five'}.get(number, number) } seeds"
 
 
-def _pruned(pruning: Mapping[str, Any]) -> str:
+def pruned(pruning: Mapping[str, Any]) -> str:
+    """What a selection kept, and by which rule, from its rule, its sizes before and after, and its thresholds."""
     before, after, rule = pruning["before"], pruning["after"], pruning["rule"]
     if rule is None:
         return f"Nothing was pruned: all {count(before['documents'])} documents were kept."
-    kind = {"low": "those of lowest perplexity", "medium": "those of medium perplexity",
-            "high": "those of highest perplexity", "random": "chosen at random"}[rule["criterion"]]  # fmt: skip
+    share = rule["rate"]
+    if rule["criterion"] == "threshold" or rule.get("rates"):  # the share follows from something else
+        share = after[rule["weight"]] / max(before[rule["weight"]], 1)
     kept = (
-        f"Pruning kept {percent(rule['rate'])} of the {rule['weight']}, {kind}: "
+        f"Pruning kept {percent(share)} of the {rule['weight']}, {_kind(rule)}: "
         f"{count(after['documents'])} of {count(before['documents'])} documents and "
         f"{short(after['tokens'])} of {short(before['tokens'])} tokens ({percent(after['tokens'] / before['tokens'])})"
     )
@@ -124,16 +129,42 @@ def _pruned(pruning: Mapping[str, Any]) -> str:
         return f"{kept}, ranked inside each domain."
     edges = next(iter(pruning["thresholds"].values()))  # the same in every domain
     words = {"low": "from", "high": "up to" if edges["low"] is None else "to"}
-    band = " ".join(f"{words[edge]} {perplexity(nll)}" for edge, nll in edges.items() if nll is not None)
-    return f"{kept}, {f'of perplexity {band}, ' if band else ''}ranked over the whole corpus."
+    first = rule.get("signals", ["perplexity"])[0]
+    write = perplexity if first == "perplexity" else lambda value: f"{value:.4g}"
+    band = " ".join(f"{words[edge]} {write(value)}" for edge, value in edges.items() if value is not None)
+    return f"{kept}, {f'of {_words(first)} {band}, ' if band else ''}ranked over the whole corpus."
+
+
+def _kind(rule: Mapping[str, Any]) -> str:
+    """Which documents a rule keeps."""
+    signals = [_words(signal) for signal in rule.get("signals", ["perplexity"])]
+    joined = signals[0] if len(signals) == 1 else f"{', '.join(signals[:-1])} and {signals[-1]}"
+    if len(signals) > 1 and rule["combine"] == "product":
+        joined = f"product of the ranks of {joined}"
+    match rule["criterion"]:
+        case "random":
+            return "chosen at random"
+        case "proportional":
+            return f"drawn in proportion to exp({joined} / {rule['temperature']:g})"
+        case "threshold":
+            return f"those of {joined} between fixed thresholds"
+        case criterion:
+            band = {"low": "lowest", "medium": "medium", "high": "highest"}[criterion]
+            together = " at once" if len(signals) > 1 and rule["combine"] == "intersection" else ""
+            return f"those of {band} {joined}{together}"
+
+
+def _words(signal: str) -> str:
+    return signal.replace("_", " ")
 
 
 def _mixture(figures: Mapping[str, Any]) -> str:
     mixture = figures["mixture"]
     arm = "pruned" if "pruned" in figures["arms"] else figures["arms"][0]
     weights = sorted(((e["weight"], d) for d, e in mixture["arms"][arm].items()), reverse=True)
-    listed = [f"{domain} {percent(weight)}" for weight, domain in weights[:6]]
-    rest = f" and {len(weights) - 6} more domains" if len(weights) > 6 else ""
+    shown = weights if len(weights) <= _LISTED else weights[: _LISTED - 1]
+    listed = [f"{domain} {percent(weight)}" for weight, domain in shown]
+    rest = f" and {len(weights) - len(shown)} more domains" if len(weights) > len(shown) else ""
     method = {
         "natural": "each domain in proportion to its kept tokens",
         "uniform": "every domain alike",

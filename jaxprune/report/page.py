@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,16 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
 def render(figures: dict[str, Any]) -> str:
     """The page, which needs nothing but itself, from the figures and nothing else."""
-    environment = Environment(
+    return (
+        environment(figures["domains"])
+        .get_template("template.html")
+        .render(figures=figures, arm_names=ARMS, verdict=verdict, depth=partial(_depth, figures))
+    )
+
+
+def environment(domains: Sequence[str]) -> Environment:
+    """What pages are made with: escapes all that is put in them, writes numbers, and knows charts and colours."""
+    made = Environment(
         loader=PackageLoader("jaxprune.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
@@ -46,17 +56,12 @@ def render(figures: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     for name in ("short", "count", "percent", "perplexity", "decimals", "signed", "duration", "scientific"):
-        environment.filters[name] = getattr(numbers, name)
-    environment.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
-    return environment.get_template("template.html").render(
-        figures=figures,
-        arm_names=ARMS,
-        verdict=verdict,
-        charts=charts,
-        widths=(charts.WIDE, charts.NARROW),
-        depth=partial(_depth, figures),
-        domain_variable=lambda domain: charts.domain_variable(figures["domains"], domain),
-    )
+        made.filters[name] = getattr(numbers, name)
+    made.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
+    made.globals["charts"] = charts
+    made.globals["widths"] = (charts.WIDE, charts.NARROW)
+    made.globals["domain_variable"] = partial(charts.domain_variable, domains)
+    return made
 
 
 def _depth(figures: dict[str, Any], measure: str, change: dict[str, Any]) -> float:

@@ -10,34 +10,34 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from jaxprune.artifact import Manifest, StageError, Workdir, differences, require
 from jaxprune.config import Config, identity
 from jaxprune.data.store import TokenStore
 from jaxprune.mix import weights
-from jaxprune.prune import select
+from jaxprune.prune import score, select
 
 
-def read(config: Config, workdir: Workdir) -> dict[str, Manifest]:
+def read(config: Config, workdir: Workdir, last: str | None = None) -> dict[str, Manifest]:
     """The manifest of every stage by name, in the order in which they ran.
+
+    Args:
+      config: the settings of the run.
+      workdir: its artifacts.
+      last: the last stage of which the manifest is needed, None: of all.
 
     Raises:
       ArtifactMissing: a stage has not run.
       StageError: an artifact was made from other settings than the config's, or from another artifact than
         the one that is there.
     """
-    manifests = {
-        "prepare": require(workdir.prepare, "jaxprune prepare CONFIG"),
-        "train reference": require(workdir.run("reference"), "jaxprune train CONFIG"),
-        "score": require(workdir.score, "jaxprune score CONFIG"),
-        "select": require(workdir.select, "jaxprune select CONFIG"),
-        "mix": require(workdir.mix, "jaxprune mix CONFIG"),
-    }
-    for name in config.final_runs:
-        manifests[f"train {name}"] = require(workdir.run(name), "jaxprune train CONFIG")
-    for name in config.final_runs:
-        manifests[f"evaluate {name}"] = require(workdir.evaluate(name), "jaxprune evaluate CONFIG")
+    manifests: dict[str, Manifest] = {}
+    for name, folder, command in _stages(config, workdir):
+        manifests[name] = require(folder, f"jaxprune {command} CONFIG")
+        if name == last:
+            break
     for name, settings, inputs in _origins(config, workdir, manifests):
         made = manifests[name]
         changed = [
@@ -50,7 +50,23 @@ def read(config: Config, workdir: Workdir) -> dict[str, Manifest]:
                 f"`{name}` was not made from this config and the artifacts that are there ({what}): "
                 "run `jaxprune run CONFIG`, which makes again what has changed"
             )
+        if name == last:
+            break
     return manifests
+
+
+def _stages(config: Config, workdir: Workdir) -> Iterator[tuple[str, Path, str]]:
+    """Name, artifact and command of each stage."""
+    yield "prepare", workdir.prepare, "prepare"
+    for name in config.scorers:
+        yield f"train {name}", workdir.run(name), "train"
+    yield "score", workdir.score, "score"
+    yield "select", workdir.select, "select"
+    yield "mix", workdir.mix, "mix"
+    for name in config.final_runs:
+        yield f"train {name}", workdir.run(name), "train"
+    for name in config.final_runs:
+        yield f"evaluate {name}", workdir.evaluate(name), "evaluate"
 
 
 def _origins(
@@ -64,9 +80,10 @@ def _origins(
     prepare = {"prepare": now["prepare"]}
     corpus = {"corpus": identity(config.corpus), "tokenizer": identity(config.tokenizer)}
     yield "prepare", {**corpus, "seed": config.seed}, {}
-    yield "train reference", {"run": identity(config.reference), "seed": config.seed}, prepare
-    yield "score", identity(config.score), {**prepare, "reference": now["train reference"]}
-    yield "select", select.settings_of(config), {"score": now["score"]}
+    for name in config.scorers:
+        yield f"train {name}", {"run": identity(getattr(config, name)), "seed": config.seed}, prepare
+    yield "score", score.settings_of(config), {**prepare, **score.inputs_of(config, workdir)}
+    yield "select", select.settings_of(config), select.inputs_of(config, workdir)
     yield "mix", weights.settings_of(config), {**prepare, "select": now["select"]}
     domains = TokenStore(workdir.prepare / "tokens").domains
     mixtures = json.loads((workdir.mix / "weights.json").read_text())

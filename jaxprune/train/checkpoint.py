@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,12 @@ class Checkpoints:
             ) from failed[newest]
         return None
 
-    def keep_newest(self) -> None:
-        """Deletes all checkpoints but the newest."""
+    def thin(self) -> None:
+        """Deletes the optimizer state of all checkpoints but the newest: what is kept of them is for `load_params`."""
         self._manager.wait_until_finished()
         for step in sorted(self._manager.all_steps())[:-1]:
-            self._manager.delete(step)
+            if jax.process_index() == 0:
+                shutil.rmtree(self._folder / str(step) / "optimizer", ignore_errors=True)
 
     def _set_aside(self, failed: dict[int, Exception]) -> None:
         for step, error in failed.items():
@@ -117,11 +119,20 @@ class Checkpoints:
         self._manager.close()
 
 
-def load_params(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
-    """The final parameters of a finished run, on a mesh.
+def saved_steps(folder: Path) -> list[int]:
+    """The steps, ascending, whose parameters a finished run in `folder` keeps; the last is its end."""
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        return sorted(manager.all_steps())
+
+
+def load_params(
+    folder: Path, mesh: jax.sharding.Mesh, step: int | None = None
+) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
+    """The parameters of a finished run, on a mesh.
 
     Args:
       folder: the run's artifact.
+      step: one of its `saved_steps`; None: the last.
 
     Returns:
       (graphdef, params, model config, vocabulary size).
@@ -135,15 +146,16 @@ def load_params(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nn
     try:
         with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
             restored = manager.restore(
-                manager.latest_step(),
+                manager.latest_step() if step is None else step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
                 ),
             )
         _check("params", restored["params"], restored["record"])
     except Exception as error:  # as in `restore`
+        which = "final parameters" if step is None else f"parameters of step {step}"
         raise StageError(
-            f"the final parameters in {folder} cannot be read: {_first_line(error)}. If the files are "
+            f"the {which} in {folder} cannot be read: {_first_line(error)}. If the files are "
             "damaged, delete that folder and run the same command to train it again"
         ) from error
     return graphdef, restored["params"], model, vocab_size

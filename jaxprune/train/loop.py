@@ -149,10 +149,12 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     f"{plan.title}: {flops.n_params(run.model, vocab_size):,} parameters, "
                     f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
                 )
-                log.validation(0, validation(graphdef, state.params, mesh))
             tokens_a_step = run.batch_rows * run.model.context
             with meter(plan.title, run.steps * tokens_a_step, "tok") as bar, _stop_requests() as stop:
                 bar.skip(start * tokens_a_step)
+                bar.tell("compiling")
+                if start == 0:
+                    log.validation(0, validation(graphdef, state.params, mesh))
                 previous: StepMetrics | None = None
                 clock.resume()
                 for step in range(start + 1, run.steps + 1):
@@ -181,7 +183,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                                 f"{plan.title}: saved after step {step}; the same command continues",
                                 stopped_by,
                             )
-                checkpoints.keep_newest()
+                checkpoints.thin()
         finally:
             loader.close()
             metrics.close()
@@ -220,6 +222,7 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def on_signal(number: int, frame: Any) -> None:
         if received:
+            signal.signal(number, signal.SIG_IGN)  # while it ends
             raise KeyboardInterrupt
         received.append(number)
         say("stopping after this step (the first includes compilation), and saving; again: stop at once")

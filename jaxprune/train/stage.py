@@ -17,7 +17,7 @@ from jaxprune.train.loop import Plan, fit
 
 
 def run(config: Config, workdir: Workdir, name: str) -> Manifest:
-    """Trains `reference`, or a final run `<arm>-<seed>`, unless it is trained already.
+    """Trains `reference`, `second`, or a final run `<arm>-<seed>`, unless it is trained already.
 
     Raises:
       ArtifactMissing: an earlier stage has not run.
@@ -25,10 +25,10 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
     """
     inputs = {"prepare": require(workdir.prepare, "jaxprune prepare CONFIG").fingerprint}
     store = TokenStore(workdir.prepare / "tokens")
-    if name == "reference":
-        settings, seed = config.reference, config.seed
+    if name in ("reference", "second"):
+        settings, seed = (config.reference if name == "reference" else config.second), config.seed
         documents = store.documents(REFERENCE)
-        weights = natural_weights(store, documents, settings.model.context)
+        weights = natural_weights(store, documents, settings.model.context, name)
     else:
         settings, seed = config.final, config.final_runs[name][1]
         require(workdir.select, "jaxprune select CONFIG")
@@ -59,7 +59,9 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
     )
 
 
-def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> tuple[float, ...]:
+def natural_weights(
+    store: TokenStore, documents: np.ndarray, context: int, name: str = "reference"
+) -> tuple[float, ...]:
     """Each domain's share of the documents' stored tokens; a domain of less than one row gets none.
 
     The same rule as `natural` of the final runs (mix.weights).
@@ -77,6 +79,6 @@ def natural_weights(store: TokenStore, documents: np.ndarray, context: int) -> t
     if not tokens_K.any():
         raise ValueError(
             f"no domain of the reference's {len(documents):,} documents has as much as a row of {context + 1} tokens: "
-            "raise corpus.reference, or shorten reference.model.context"
+            f"raise corpus.reference, or shorten {name}.model.context"
         )
     return tuple(float(weight) for weight in tokens_K / tokens_K.sum())

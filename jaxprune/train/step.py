@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
 from jaxprune.model.loss import next_token_nll
+from jaxprune.model.transformer import Transformer
 from jaxprune.train.optimizer import make_optimizer
 
 Tree = Any
@@ -38,6 +39,7 @@ class StepMetrics(NamedTuple):
     grad_norm: jax.Array  # before clipping
 
 
+TokenLoss = Callable[[Transformer, jax.Array], jax.Array]  # of tokens_BS: [B, T]
 TrainStep = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, StepMetrics]]
 
 
@@ -111,20 +113,23 @@ def make_train_step(
 
 
 @functools.lru_cache(maxsize=8)
-def make_score_step(
-    graphdef: nnx.GraphDef,
-) -> Callable[[nnx.State, jax.Array, jax.Array], jax.Array]:
-    """Compiles (once for each shape) the NLL of rows.
+def make_score_step(graphdef: nnx.GraphDef, of: TokenLoss = next_token_nll) -> Callable[..., jax.Array]:
+    """Compiles (once for each shape) the NLL of rows, or what else `of` says of each target.
 
-    The step takes the parameters, tokens_BS (int32, right-padded with anything) and length_B (int32,
-    targets that count) and returns nll_B (float32, nats, summed over the first length_B targets).
-    It is the training loss before averaging: the same function of the same tokens.
+    The step takes the parameters, tokens_BS (int32, right-padded with anything), length_B and, where it
+    is not 0, start_B (int32), and returns nll_B (float32, nats, summed over the targets from start_B to
+    length_B). It is the training loss before averaging: the same function of the same tokens.
     """
 
     @jax.jit
-    def step(params: nnx.State, tokens_BS: jax.Array, length_B: jax.Array) -> jax.Array:
-        nll_BT = next_token_nll(nnx.merge(graphdef, params), tokens_BS)
-        counted_BT = jnp.arange(nll_BT.shape[1]) < length_B[:, None]
+    def step(
+        params: nnx.State, tokens_BS: jax.Array, length_B: jax.Array, start_B: jax.Array | None = None
+    ) -> jax.Array:
+        nll_BT = of(nnx.merge(graphdef, params), tokens_BS)
+        target_T = jnp.arange(nll_BT.shape[1])
+        counted_BT = target_T < length_B[:, None]
+        if start_B is not None:
+            counted_BT &= target_T >= start_B[:, None]
         return jnp.where(counted_BT, nll_BT, 0.0).sum(axis=1)
 
     return step

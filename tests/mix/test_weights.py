@@ -61,12 +61,19 @@ def test_less_than_a_row_is_left_out_and_an_error_where_the_weight_was_asked_for
         weights.drawable(wanted, dict.fromkeys(ROWS, 0), "none-0", strict=False)
 
 
-def test_epochs_warn_above_four_and_refuse_above_the_limit(capsys):
+def test_more_epochs_than_the_limit_are_refused():
     weights.check_epochs({"books": 3.9, "code": 5.0}, None, "none-0")
-    message = capsys.readouterr().err
-    assert "code is repeated 5.0 times" in message and "books" not in message
-    with pytest.raises(ValueError, match=r"code would be repeated 5.0 times.*mix.max_epochs is 4.5"):
+    weights.check_epochs({"books": 3.9, "code": 5.0}, 5.0, "none-0")
+    with pytest.raises(ValueError, match=r"none-0: code would be repeated 5.0 times.*mix.max_epochs is 4.5"):
         weights.check_epochs({"books": 3.9, "code": 5.0}, 4.5, "none-0")
+
+
+def test_repetition_names_what_repeats_more_than_four_times_and_else_the_most():
+    assert weights.repetition({"books": 4.0, "code": 1.0}) == "repeats no domain more than 4 times (books)"
+    said = weights.repetition({"books": 4.1, "code": 9.0, "web": 4.0})
+    assert said == "repeats code 9.0 times, books 4.1 times: above 4 a repeat teaches little"
+    many = weights.repetition({f"domain{n}": 10.0 + n for n in range(100)})
+    assert many.startswith("repeats domain99 109.0 times, ") and " and 95 more domains: above 4" in many
 
 
 def selection(**documents_and_tokens):
@@ -159,6 +166,18 @@ def test_run_gives_every_final_run_its_weights_and_epochs(workdir):
         assert drawn == pytest.approx(12_800), name
     # 0.25 of 400 rows from (992 + 8 - 1) // 32 rows, which hold the tokens that separate documents too.
     assert runs["pruned-0"]["epochs"] == pytest.approx({"books": 100 / 31, "code": 0, "web": 300 / 93})
+
+
+def test_run_says_how_often_each_arm_repeats_in_the_seed_that_repeats_most(workdir, capsys):
+    weights.run(config_of(), workdir)
+    printed = " ".join(capsys.readouterr().err.split())
+    runs = json.loads((workdir.mix / "weights.json").read_text())
+    assert "mix: none repeats no domain more than 1.3 times" in printed
+    assert "mix: pruned repeats no domain more than 3.2 times" in printed
+    most = max(runs[f"reweighted-{seed}"]["epochs"]["web"] for seed in (0, 1))
+    assert most > weights.MANY_EPOCHS
+    assert f"mix: reweighted repeats web {most:.1f} times" in printed
+    assert printed.count("mix: ") == 4  # a line for each arm
 
 
 def test_run_refuses_more_epochs_than_asked_for(workdir):

@@ -82,7 +82,8 @@ def test_grouped_queries_with_a_key_head_each_are_plain_attention(build, tokens_
 
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     q_C, k_C = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    q_TC, k_SC = (transformer.rotate(jnp.tile(x, (1, 30, 1, 1)), 100.0)[0, :, 0] for x in (q_C, k_C))
+    frequency_R = transformer.frequencies(config.Model(d_model=8, n_heads=1, rope_theta=100.0))
+    q_TC, k_SC = (transformer.rotate(jnp.tile(x, (1, 30, 1, 1)), frequency_R)[0, :, 0] for x in (q_C, k_C))
     score_TS = np.asarray(q_TC @ k_SC.T)
     for distance in range(-29, 30):
         diagonal = np.diagonal(score_TS, distance)

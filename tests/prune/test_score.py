@@ -80,9 +80,11 @@ def test_the_table_describes_the_documents(store, scored):
             {
                 "number": pa.int64(),
                 "id": pa.string(),
+                "hash": pa.int64(),
                 "domain": pa.string(),
                 "n_tokens": pa.int64(),
                 "n_bytes": pa.int64(),
+                "n_scored": pa.int64(),
                 "nll_sum": pa.float64(),
                 "nll_windows": pa.list_(pa.float64()),
             }
@@ -90,6 +92,8 @@ def test_the_table_describes_the_documents(store, scored):
     )
     index = pq.read_table(store.folder / "index.parquet").drop(["split"])
     assert scored.select(index.column_names).equals(index)
+    assert scored["n_scored"] == scored["n_tokens"]
+    assert len(set(scored["hash"].to_pylist())) == len(scored)
     for row in scored.to_pylist():
         assert len(row["nll_windows"]) == -(-row["n_tokens"] // CONTEXT)
         assert sum(row["nll_windows"]) == row["nll_sum"]
@@ -267,7 +271,7 @@ def test_the_stage_scores_the_train_split_and_repairs_itself(store, scorer, tmp_
         write_json(folder / "manifest.json", {"stage": name, "settings": {}})
     (workdir.prepare / "tokens").symlink_to(store.folder)
     loads = []
-    monkeypatch.setattr(score.Scorer, "load", lambda run, settings: loads.append(run) or scorer)
+    monkeypatch.setattr(score.Scorer, "named", lambda name, *_: loads.append(name) or scorer)
     hashed, checksum = [], shards._checksum
     monkeypatch.setattr(shards, "_checksum", lambda path, name: hashed.append(name) or checksum(path, name))
     settings = config.Config(name="x", score=config.Score(shard_documents=10))

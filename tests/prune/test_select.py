@@ -23,9 +23,11 @@ def workdir(tmp_path):
         {
             "number": number,
             "id": [f"id {i}" for i in number],
+            "hash": np.random.default_rng(1).integers(0, 1 << 62, 90),
             "domain": domain,
             "n_tokens": n_tokens,
             "n_bytes": 5 * n_tokens,
+            "n_scored": n_tokens,
             "nll_sum": score * n_tokens,
         }
     )

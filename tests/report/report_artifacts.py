@@ -16,7 +16,7 @@ from jaxprune.data import prepare
 from jaxprune.data.store import HELDOUT, TRAIN, TokenStore
 from jaxprune.mix import weights
 from jaxprune.model import flops
-from jaxprune.prune import select
+from jaxprune.prune import score, select
 
 HARDNESS = {"code": 1.6, "legal": 2.3, "prose": 3.3, "web": 3.9}  # nats per token under the reference
 
@@ -104,7 +104,7 @@ def write_workdir(
     store = TokenStore(workdir.prepare / "tokens")
     reference = {"run": config.identity(settings.reference), "seed": settings.seed, "weights": []}
     _trained(workdir, "reference", settings.reference, store.vocab_size, 31.0, reference, {})
-    _score(workdir, store)
+    _score(workdir, store, settings)
     select.run(settings, workdir)
     weights.run(settings, workdir)
     rng = np.random.default_rng(1)
@@ -170,18 +170,21 @@ def _documents(
         "number": numbers,
         "id": store.ids(numbers),
         "domain": domains,
+        "hash": np.arange(len(numbers))[::-1],
         "n_tokens": n_tokens,
         "n_bytes": store.n_bytes_N[numbers],
+        "n_scored": n_tokens,
         "nll_sum": (np.maximum(nll, 0.1) + by) * n_tokens,
     }
 
 
-def _score(workdir: Workdir, store: TokenStore) -> None:
+def _score(workdir: Workdir, store: TokenStore, settings: config.Config) -> None:
     workdir.score.mkdir()
     scores = pa.table(_documents(store, TRAIN, np.random.default_rng(2), 0.0))
     pq.write_table(scores, workdir.score / "part-00000.parquet")
     inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "reference": workdir.run("reference")}
-    finish(workdir.score, "score", 12.5, {}, inputs, tokens=sum(scores["n_tokens"].to_pylist()))
+    tokens = sum(scores["n_tokens"].to_pylist())
+    finish(workdir.score, "score", 12.5, score.settings_of(settings), inputs, tokens=tokens)
 
 
 def _metrics(folder: Path, domains: tuple[str, ...], by: float, seed: int) -> None:

@@ -5,7 +5,7 @@ Entropy (arXiv 2406.14124), H(W, f). With f(w) the share of token w among all to
 may be pruned, H(W, f) = (1 / n) sum_i -ln f(w_i), in nats; the n tokens of a document are counted without
 the end-of-document token. Stored is the sum, so that any normalisation is a query.
 
-Legend: V vocabulary, N documents, P tokens of a document.
+Legend: V vocabulary, N documents.
 """
 
 from __future__ import annotations
@@ -13,34 +13,39 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from jaxprune.config import Config
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.progress import Meter, meter
 from jaxprune.prune.shards import Measure
+from jaxprune.prune.signals.blocks import blocks
 
 
-def load(config: Config, store: TokenStore) -> Measure:
+def load(store: TokenStore) -> Measure:
     """Counts the tokens of the documents that may be pruned, and gives what measures documents by them.
 
     The table that it returns holds number and unigram_nll_sum (nats, float64).
     """
-    count_V = np.zeros(store.vocab_size, np.int64)
-    numbers = store.documents(TRAIN)
-    total = int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum())
-    with meter("unigram: counting", total, "tokens") as progress:
-        for number in numbers.tolist():
-            token_P = store.stored(number)[1:]
-            count_V += np.bincount(token_P, minlength=len(count_V))
-            progress.add(len(token_P))
-    with np.errstate(divide="ignore"):  # a token that does not occur is not looked up either
-        nll_V = np.log(total) - np.log(count_V)
+    nll_V = _surprisal(store)
 
     def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
         nll_sum_N = np.empty(len(numbers))
-        for place, number in enumerate(numbers.tolist()):
-            token_P = store.stored(number)[1:]
-            nll_sum_N[place] = nll_V[token_P].sum()
-            progress.add(len(token_P))
+        for block in blocks(store, numbers):
+            nll_sum_N[block.place] = block.sums(nll_V[block.tokens_P])
+            progress.add(len(block.tokens_P) - len(block.start_B))
         return pa.table({"number": numbers, "unigram_nll_sum": nll_sum_N})
 
     return measure
+
+
+def _surprisal(store: TokenStore) -> np.ndarray:
+    """-ln f of every token, float64 [V]: 0 for the end-of-document token, which counts nowhere."""
+    numbers = store.documents(TRAIN)
+    count_V = np.zeros(store.vocab_size, np.int64)
+    total = int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum())
+    with meter("unigram: counting", total, "tokens") as progress:
+        for block in blocks(store, numbers):
+            count_V += np.bincount(block.tokens_P, minlength=len(count_V))
+            progress.add(len(block.tokens_P) - len(block.start_B))
+    with np.errstate(divide="ignore"):  # a token that does not occur is not looked up either
+        nll_V = np.log(total) - np.log(count_V)
+    nll_V[store.eod_id] = 0.0
+    return nll_V

@@ -1,0 +1,205 @@
+"""Density: how many documents are near a document in a space of embeddings.
+
+Source: Sachdeva et al., How to Train Data-Efficient LLMs (arXiv 2402.09668), DENSITY,
+algorithm 2; its sketch is that of Coleman & Shrivastava (arXiv 1912.02283), its hashes those of Datar et al.
+(2004). With R hash functions h_r into B buckets, a first pass over all documents x counts S[r, h_r(x)] += 1
+and a second gives each the score mean_r S[r, h_r(x)], which estimates the kernel density sum_y k(|x - y|).
+Stored is its natural logarithm: that of a number of documents, at least 0, for a document counts itself.
+
+A hash function maps x to the cells floor(a x / w + b) of `projections` random directions a (standard normal)
+at once, w the bandwidth and b uniform in [0, 1), and these to a bucket. So k(c) = p(c)^projections with
+p(c) = 1 - 2 Phi(-w / c) - 2 c / (sqrt(2 pi) w) (1 - exp(-w^2 / (2 c^2))), plus (1 - k) / B where different
+cells share a bucket.
+
+Algorithm 2 prints the probability of keeping a document as its share of the scores; the theorem and the text
+say the inverse, for a sample that covers the space evenly. The inverse it is: select.criterion "proportional"
+with select.temperature -1.
+
+Embeddings have length 1: given ones, or hashed features of the tokens. Each unigram and bigram of a document
+adds 1 or -1 to one of the dimensions, both by its hash, and of the sums the signed square roots are taken,
+so that frequent words do not drown the others.
+
+A score is bitwise the same whatever it is computed with: coordinates are rounded to a grid on which the
+products of a projection add up exactly in float64, in any order.
+
+Legend: N documents, B documents of a block, D dimensions, R hash functions, P tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxprune.config import Density
+from jaxprune.data.store import TRAIN, TokenStore
+from jaxprune.progress import Meter, meter
+from jaxprune.prune.shards import Measure
+from jaxprune.prune.signals.blocks import blocks
+
+_SEED = 0  # of the random directions
+_DOCUMENTS = 256  # that are hashed at once
+_GRID = 2.0**16  # steps of a coordinate; a product of two has 35 bits, so a sum of 2^18 of them has 53
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+_Embed = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""For numbers [N]: some of them after the others [B], with the embeddings of these documents [B, D]."""
+
+
+def load(settings: Density, store: TokenStore) -> Measure:
+    """Counts the documents that may be pruned, and gives what measures the density around documents.
+
+    The table that it returns holds number and density (log of a number of documents, float64).
+
+    Raises:
+      ValueError: settings.embeddings do not fit the documents.
+    """
+    train_N = store.documents(TRAIN)
+    if settings.embeddings is None:
+        embed, n_dimensions = _hashed(store, settings.dimensions), settings.dimensions
+    else:
+        embed, n_dimensions = _given(Path(settings.embeddings), store)
+    hashes = _Hashes(settings, n_dimensions)
+    count_RB = np.zeros(settings.rows * settings.buckets, np.int32)  # flat
+    with meter("density: counting", len(train_N), "documents") as progress:
+        for number_B, x_BD in embed(train_N):
+            np.add.at(count_RB, hashes(x_BD).ravel(), 1)
+            progress.add(len(number_B))
+
+    def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
+        score_N = []
+        for number_B, x_BD in embed(numbers):
+            score_N.append(count_RB[hashes(x_BD)].sum(axis=1, dtype=np.int64) / settings.rows)
+            progress.add(int((store.offsets_N1[number_B + 1] - store.offsets_N1[number_B] - 1).sum()))
+        return pa.table({"number": numbers, "density": np.log(np.concatenate([*score_N, np.zeros(0)]))})
+
+    return measure
+
+
+def inputs(settings: Density) -> dict[str, str]:
+    """What identifies the content of embeddings that are given: size and time of their file.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    if settings.embeddings is None:
+        return {}
+    path = Path(settings.embeddings)
+    if not path.is_file() or path.suffix not in (".npy", ".parquet"):
+        raise ValueError(
+            f"score.density.embeddings is {path}, which is no .npy or .parquet file: name one, or leave it "
+            "out to hash the tokens"
+        )
+    return {"embeddings": f"{path.stat().st_size} bytes, modified {path.stat().st_mtime_ns}"}
+
+
+class _Hashes:
+    """R hash functions that map near points to the same counter more often than distant ones."""
+
+    def __init__(self, settings: Density, n_dimensions: int) -> None:
+        random = np.random.default_rng(_SEED)
+        shape = (settings.projections, n_dimensions, settings.rows)
+        self._direction_KDR = _on_grid(random.standard_normal(shape))
+        self._shift_KR = random.random((settings.projections, settings.rows))
+        self._factor_KR = random.integers(2**63, size=self._shift_KR.shape, dtype=np.uint64) * 2 + 1
+        self._first_R = np.arange(settings.rows) * settings.buckets
+        self._buckets, self._bandwidth = np.uint64(settings.buckets), settings.bandwidth
+
+    def __call__(self, x_BD: np.ndarray) -> np.ndarray:
+        """The counter of each point under each function: int64, [B, R], in [0, rows x buckets)."""
+        x_BD = _on_grid(x_BD)
+        hash_BR = np.zeros((len(x_BD), len(self._first_R)), np.uint64)
+        for direction_DR, shift_R, factor_R in zip(
+            self._direction_KDR, self._shift_KR, self._factor_KR, strict=True
+        ):
+            cell_BR = np.floor((x_BD @ direction_DR) / self._bandwidth + shift_R)
+            hash_BR += cell_BR.astype(np.int64).view(np.uint64) * factor_R
+        return self._first_R + ((hash_BR >> np.uint64(32)) % self._buckets).astype(np.int64)
+
+
+def _on_grid(value: np.ndarray) -> np.ndarray:
+    return np.round(value * _GRID) / _GRID
+
+
+def _hashed(store: TokenStore, n_dimensions: int) -> _Embed:
+    """Embeddings made of the tokens."""
+
+    def embed(numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for begin in range(0, len(numbers), _DOCUMENTS):
+            part = numbers[begin : begin + _DOCUMENTS]
+            for block in blocks(store, part):
+                count_BD = _features(block.tokens_P, block.start_B, block.length_B, n_dimensions)
+                total_B = np.abs(count_BD).sum(axis=1, keepdims=True)  # exact: whole numbers
+                yield (
+                    part[block.place],
+                    np.sign(count_BD) * np.sqrt(np.abs(count_BD) / np.maximum(total_B, 1)),
+                )
+
+    return embed
+
+
+def _features(
+    tokens_P: np.ndarray, start_B: np.ndarray, length_B: np.ndarray, n_dimensions: int
+) -> np.ndarray:
+    """Signed counts of unigrams and bigrams, without the end-of-document tokens at `start_B`: [B, D]."""
+    token_P = tokens_P.astype(np.uint64)
+    is_text_P = np.ones(len(token_P), bool)
+    is_text_P[start_B] = False
+    is_pair_P = is_text_P[:-1] & is_text_P[1:]
+    document_P = np.repeat(np.arange(len(start_B)), length_B)
+    gram = np.concatenate(
+        [token_P[is_text_P] + 1, (token_P[:-1] + 1)[is_pair_P] << np.uint64(32) | token_P[1:][is_pair_P]]
+    )
+    document = np.concatenate([document_P[is_text_P], document_P[1:][is_pair_P]])
+    mixed = (gram ^ gram >> np.uint64(29)) * _ODD
+    mixed = (mixed ^ mixed >> np.uint64(32)) * _ODD
+    sign = 1.0 - 2.0 * (mixed >> np.uint64(63)).astype(np.float64)
+    dimension = (mixed << np.uint64(1) >> np.uint64(33)) % np.uint64(n_dimensions)
+    place = document * n_dimensions + dimension.astype(np.int64)
+    return np.bincount(place, sign, len(start_B) * n_dimensions).reshape(-1, n_dimensions)
+
+
+def _given(path: Path, store: TokenStore) -> tuple[_Embed, int]:
+    """Embeddings that were made elsewhere, and their width."""
+    train_N = store.documents(TRAIN)
+    if path.suffix == ".npy":
+        x_ND, row_N = np.load(path, mmap_mode="r"), np.arange(len(train_N))
+        if x_ND.ndim != 2 or len(x_ND) != len(train_N):
+            raise ValueError(
+                f"{path} holds an array of shape {x_ND.shape}: give one embedding for each of the "
+                f"{len(train_N)} documents that may be pruned, in the order of the store"
+            )
+    else:
+        x_ND, row_N = _read_parquet(path, store.ids(train_N))
+
+    def embed(numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for begin in range(0, len(numbers), _DOCUMENTS):
+            number_B = numbers[begin : begin + _DOCUMENTS]
+            x_BD = np.asarray(x_ND[row_N[np.searchsorted(train_N, number_B)]], np.float64, order="C")
+            length_B = np.sqrt(np.square(x_BD).sum(axis=1, keepdims=True))
+            if not np.isfinite(length_B).all():
+                raise ValueError(f"{path} holds an embedding that is not finite: leave out what makes it so")
+            yield number_B, x_BD / np.where(length_B > 0, length_B, 1.0)
+
+    return embed, x_ND.shape[1]
+
+
+def _read_parquet(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of a file, [N, D], and the row of each id."""
+    table = pq.read_table(path, columns=["id", "vector"])
+    row_of = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    missing = [name for name in ids if name not in row_of]
+    if missing:
+        raise ValueError(
+            f"{path} lacks the embeddings of {len(missing)} of {len(ids)} documents, such as {missing[0]}: "
+            "give one for each document that may be pruned"
+        )
+    vectors = table["vector"].combine_chunks()
+    x = np.asarray(vectors.flatten())
+    n_dimensions = len(x) // len(vectors)
+    if {n_dimensions} != set(vectors.value_lengths().to_pylist()):
+        raise ValueError(f"{path} holds vectors of different lengths: give all of them the same")
+    return x.reshape(-1, n_dimensions), np.array([row_of[name] for name in ids])
