@@ -713,9 +713,11 @@ class Config(Settings):
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """The runs that are trained for scoring: `reference`, and `second` where a setting names it."""
-        named = (self.score.model, self.score.second, self.score.ask.model)
-        return ("reference", "second") if "second" in named else ("reference",)
+        """The runs that are trained for scoring: those of `reference` and `second` that a setting names."""
+        named = {self.score.model, self.score.second, self.score.ask.model}
+        if "vog" in (*self.select.signals, *self.score.signals):  # reads the reference's checkpoints
+            named.add("reference")
+        return tuple(name for name in ("reference", "second") if name in named)
 
     @property
     def final_runs(self) -> dict[str, tuple[Arm, int]]:

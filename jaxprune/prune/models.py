@@ -8,6 +8,7 @@ the working directory that the run is part of.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import jax
 from flax import nnx
 
 from jaxprune.artifact import Workdir, digest, read_manifest, require
-from jaxprune.config import Config
+from jaxprune.config import Config, Model
 from jaxprune.data import tokenizer
+from jaxprune.data.store import TokenStore
 from jaxprune.data.tokenizer import Encoder
 from jaxprune.model import huggingface
 from jaxprune.model.sharding import make_mesh
@@ -110,6 +112,21 @@ def load(name: str, config: Config, workdir: Workdir) -> Loaded:
         vocab_size=vocab_size,
         encoder=encoder,
     )
+
+
+def shape(name: str, config: Config, store: TokenStore) -> tuple[Model, int]:
+    """The settings of the model, and the size of its vocabulary.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    if name in TRAINED:
+        return getattr(config, name).model, store.vocab_size
+    folder = _folder(name)
+    if _is_run(folder):
+        made = json.loads((folder / "model.json").read_text())
+        return Model(**made["model"]), made["vocab_size"]
+    return huggingface.read_config(folder)
 
 
 def _folder(name: str) -> Path:

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxprune.artifact import Manifest, Workdir, build, require
 from jaxprune.config import Config
 from jaxprune.data.store import TRAIN, TokenStore
+from jaxprune.model import flops
 from jaxprune.model.loss import next_token_nll
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import Meter
@@ -156,8 +157,15 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             config.score.shard_documents,
             lambda: Scorer.named(config.score.model, config, workdir),
         )
-        n_tokens = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
-        return {"documents": len(numbers), "tokens": int(n_tokens.sum())}
+        n_tokens = int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum())
+        model, vocab_size = models.shape(config.score.model, config, store)
+        forward_flops = flops.train_flops_per_token(model, vocab_size, model.context) / 3
+        return {
+            "documents": len(numbers),
+            "tokens": n_tokens,
+            "parameters": flops.n_params(model, vocab_size),
+            "flops": n_tokens * forward_flops,  # as if the model's tokens were the store's
+        }
 
     inputs = {"prepare": prepare.fingerprint, **inputs_of(config, workdir)}
     manifest = build(workdir.score, "score", settings_of(config), inputs, make)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune.artifact import Manifest
-from jaxprune.config import Config, Run
+from jaxprune.config import Config
 from jaxprune.model import flops
 
 
 def costs(config: Config, vocab_size: int, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Seconds, tokens, FLOPs and devices of each stage, and the overhead of pruning.
 
-    `stages` joins the seeds of an arm, and all evaluations. `overhead` is what the reference model and
-    the scoring add to one final run, as a share of its FLOPs.
+    `stages` joins the seeds of an arm, and all evaluations. `overhead` is what the training of the models
+    that score, and the scoring, add to one final run, as a share of its FLOPs; further signals are not in it.
     """
     stages: dict[str, dict[str, Any]] = {}
     for name, manifest in manifests.items():
@@ -37,8 +37,10 @@ def costs(config: Config, vocab_size: int, manifests: dict[str, Manifest]) -> di
             stage["tokens"] += manifest.counts["tokens"]
         if title.startswith("train "):
             stage["flops"] += manifest.counts["train_flops"]
-    for title, trained in (("score", config.reference), ("evaluate", config.final)):
-        stages[title]["flops"] = stages[title]["tokens"] * _forward_flops(trained, vocab_size)
+    stages["score"]["flops"] = manifests["score"].counts["flops"]
+    final_model = config.final.model
+    forward_flops = flops.train_flops_per_token(final_model, vocab_size, final_model.context) / 3
+    stages["evaluate"]["flops"] = stages["evaluate"]["tokens"] * forward_flops
     final = next(iter(config.final_runs))
     final_flops = manifests[f"train {final}"].counts["train_flops"]
     return {
@@ -47,19 +49,14 @@ def costs(config: Config, vocab_size: int, manifests: dict[str, Manifest]) -> di
         "flops": sum(stage["flops"] for stage in stages.values()),
         "final_flops": final_flops,
         "overhead": {
-            "reference": stages["train reference"]["flops"] / final_flops,
+            "training": sum(stages[f"train {name}"]["flops"] for name in config.scorers) / final_flops,
             "scoring": stages["score"]["flops"] / final_flops,
         },
         "parameters": {
-            "reference": flops.n_params(config.reference.model, vocab_size),
-            "final": flops.n_params(config.final.model, vocab_size),
+            "scoring": manifests["score"].counts["parameters"],
+            "final": flops.n_params(final_model, vocab_size),
         },
         "devices": sorted(
             {m.counts["devices"] for name, m in manifests.items() if name.startswith("train ")}
         ),
     }
-
-
-def _forward_flops(run: Run, vocab_size: int) -> float:
-    """FLOPs of the forward pass for a token; the backward pass takes twice as many."""
-    return flops.train_flops_per_token(run.model, vocab_size, run.model.context) / 3

@@ -57,6 +57,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) ->
     )
     return {
         "name": config.name,
+        "score_model": config.score.model,
         "arms": list(config.arms),
         "seeds": list(config.seeds),
         "domains": list(store.domains),

@@ -184,7 +184,18 @@ def _score(workdir: Workdir, store: TokenStore, settings: config.Config) -> None
     pq.write_table(scores, workdir.score / "part-00000.parquet")
     inputs: dict[str, Path | str] = {"prepare": workdir.prepare, "reference": workdir.run("reference")}
     tokens = sum(scores["n_tokens"].to_pylist())
-    finish(workdir.score, "score", 12.5, score.settings_of(settings), inputs, tokens=tokens)
+    model = settings.reference.model
+    forward_flops = flops.train_flops_per_token(model, store.vocab_size, model.context) / 3
+    finish(
+        workdir.score,
+        "score",
+        12.5,
+        score.settings_of(settings),
+        inputs,
+        tokens=tokens,
+        parameters=flops.n_params(model, store.vocab_size),
+        flops=tokens * forward_flops,
+    )
 
 
 def _metrics(folder: Path, domains: tuple[str, ...], by: float, seed: int) -> None:

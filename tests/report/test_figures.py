@@ -143,7 +143,7 @@ def test_costs_add_up_and_a_forward_pass_is_two_n_and_attention_a_token(reported
     assert costs["stages"]["score"]["tokens"] == sum(scored["n_tokens"].to_pylist())
     evaluated = [_evaluated(workdir, name)["n_tokens"] for name in config.final_runs]
     assert costs["stages"]["evaluate"]["tokens"] == sum(map(sum, evaluated))
-    for stage, kind, run in (("score", "reference", config.reference), ("evaluate", "final", config.final)):
+    for stage, kind, run in (("score", "scoring", config.reference), ("evaluate", "final", config.final)):
         model = run.model
         multiplied = costs["parameters"][kind] - model.context * model.d_model  # positions are looked up
         attention = 4 * model.n_layers * model.d_model * model.context
