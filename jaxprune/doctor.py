@@ -18,6 +18,7 @@ _REQUIRED = (
 )  # fmt: skip
 _OPTIONAL = {
     "tokenizers": "Hugging Face tokenizer.json: pip install 'jaxprune[huggingface]'",
+    "safetensors": "models in Hugging Face format: pip install 'jaxprune[huggingface]'",
     "libtpu": "TPUs: pip install 'jaxprune[tpu]'",
     "jax-cuda13-plugin": "NVIDIA GPUs: pip install 'jaxprune[cuda]'",
     "jupyterlab": "notebooks: pip install 'jaxprune[notebooks]'",

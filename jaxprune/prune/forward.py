@@ -1,5 +1,7 @@
 """A number for each window of some documents: batches of rows through a compiled step.
 
+Every process of a cluster makes the same batches, puts the rows of its own devices, and gets all numbers.
+
 A window's number does not depend on which others are computed with it, in what order, or how many: for
 one mesh and one `batch_tokens` it is bitwise the same.
 
@@ -12,7 +14,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, reshard
+from jax.sharding import PartitionSpec as P
 
 from jaxprune.model.sharding import BATCH, ROWS
 from jaxprune.progress import Meter
@@ -20,6 +23,12 @@ from jaxprune.prune.windows import Windows, batches
 
 Step = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """tokens_BS, length_B and start_B (int32, as `windows.Batch`) -> [B]; rows do not see each other."""
+
+
+@jax.jit
+def _everywhere(value_B: jax.Array) -> jax.Array:
+    """The same numbers on every device, so that every process can read them."""
+    return reshard(value_B, P())
 
 
 def of_windows(
@@ -56,8 +65,10 @@ def of_windows(
 
     with jax.set_mesh(mesh):
         for batch in batches(tokens, windows, context=context, batch_tokens=batch_tokens, parts=parts):
-            # With several processes each would put and fetch its own part of the rows here.
-            value_B = step(*jax.device_put((batch.tokens_BS, batch.length_B, batch.start_B), sharding))
+            rows = (batch.tokens_BS, batch.length_B, batch.start_B)
+            value_B = _everywhere(
+                step(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in rows))
+            )
             fetch()  # of the batch before, while the devices work on this one
             pending = batch.window_W, value_B
     fetch()
