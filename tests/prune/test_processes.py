@@ -42,7 +42,11 @@ def test_every_process_gets_the_scores_of_one(tmp_path):
         )
         for rank, output in enumerate(outputs)
     ]
-    assert [child.wait(timeout=240) for child in children] == [0, 0]
+    try:
+        assert [child.wait(timeout=240) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
     with meter("score", None, "tokens") as bar:
         alone = scorer_on(mesh_of(4, replica=2, fsdp=2))(
             TokenStore(store.folder), store.documents(TRAIN), bar
