@@ -97,11 +97,9 @@ class Corpus(Settings):
     reference: float = 0.3
     """Share of the remaining documents that trains the reference model; the others are scored,
     pruned, and train the final model."""
-    unit: Literal["document", "packed"] = "document"
-    """What is scored, and kept or removed as a whole: a document, or a sequence of `sequence_tokens`
-    that documents of one domain are packed into, end to end."""
-    sequence_tokens: int = 2048
-    """packed: tokens of a sequence."""
+    sequence_tokens: int | None = None
+    """What is scored, and kept or removed as a whole: sequences of so many tokens, into which the documents
+    of a domain are packed end to end; None: documents."""
     data_dir: str | None = neutral(None)
     """Folder of prepared TFDS datasets; None: the TFDS default."""
 
@@ -117,8 +115,8 @@ class Corpus(Settings):
             f"corpus.reference is {self.reference}: set a share between 0 and 1, such as 0.3",
         )
         check(
-            self.sequence_tokens > 0,
-            f"corpus.sequence_tokens is {self.sequence_tokens}: set a number above 0, such as the context",
+            self.sequence_tokens is None or self.sequence_tokens > 0,
+            f"corpus.sequence_tokens is {self.sequence_tokens}: set a number above 0, such as the context, or None",
         )
         check(
             self.max_domain_bytes is None or self.max_domain_bytes > 0,
@@ -355,8 +353,7 @@ class Run(Settings):
     checkpoint_every: int = neutral(250)
     """Steps between checkpoints."""
     keep_checkpoints: int = neutral(2)
-    """Newest checkpoints that are kept; when the run ends, all but the last lose their optimizer state.
-    The signal vog compares those of the reference, two or more."""
+    """Newest checkpoints that are kept while the run lasts; in the end only the last is."""
     log_every: int = neutral(10)
     """Steps between lines of metrics."""
 
@@ -378,7 +375,8 @@ class Run(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Zip(Settings):
-    """The signal zip: documents in greedy order of their joint compression ratio."""
+    """The signal zip: documents of at least select.min_tokens in greedy order of their joint compression ratio, for
+    corpora of up to about 100,000."""
 
     candidates: int = 10_000
     """Documents of the lowest known ratio that each round compresses jointly with those chosen so far."""
@@ -386,19 +384,12 @@ class Zip(Settings):
     """Candidates of the lowest joint ratio among which a round chooses."""
     step: int = 100
     """Documents that a round chooses, one by one."""
-    share: float | None = None
-    """Share of the documents that are put in greedy order; the others follow by their own ratio. None:
-    select.rate, which is what the criterion `low` keeps."""
 
     def check_values(self) -> None:
         check(
             0 < self.step <= self.shortlist <= self.candidates,
             f"score.zip.step is {self.step}, shortlist {self.shortlist} and candidates {self.candidates}: "
             "set numbers above 0 that do not fall in this order",
-        )
-        check(
-            self.share is None or 0 < self.share <= 1,
-            f"score.zip.share is {self.share}: set a share above 0 and up to 1, or None",
         )
 
 
@@ -442,7 +433,7 @@ class Ask(Settings):
         "Is it worth learning from? It should be clearly written, say something true or useful about the "
         "world, and harm nobody. Reply with yes or no.\nReply:"
     )
-    """The question; the document's text takes the place of {text}."""
+    """The question, special tokens of a chat template included; the document's text takes the place of {text}."""
     yes: str = " yes"
     """Answer in favour; its first token counts."""
     no: str = " no"
@@ -475,13 +466,19 @@ class Score(Settings):
     second: str | None = None
     """Second model, for the signals ratio and excess: `second` (trained here), or a folder as above."""
     context: int | None = None
-    """Tokens that a window of a long document predicts; None: the context of the model that scores."""
+    """Tokens that a window of a long document predicts; None: the context of the model that scores, and of the
+    two models of ratio and excess the shorter one, for both."""
     overlap: int = 0
     """Tokens of a window that were targets of the window before and are now context only."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type in which a model in Hugging Face format computes; auto: bfloat16 where its config.json says that its
+    weights are stored so, else float32."""
     signals: tuple[Signal, ...] = ()
     """Signals to compute beside those that select.signals names."""
     target: str | None = None
     """dsir: text that documents should be like: a source as in corpus.sources."""
+    vog_checkpoints: int = 5
+    """vog: times of the reference's training that are compared, evenly spaced up to its end."""
     ask: Ask = field(default_factory=Ask)
     density: Density = field(default_factory=Density)
     zip: Zip = field(default_factory=Zip)
@@ -499,6 +496,14 @@ class Score(Settings):
             f"score.context is {self.context}: set a number above 0, or None",
         )
         check(self.overlap >= 0, f"score.overlap is {self.overlap}: set 0 or more")
+        check(
+            self.context is None or self.overlap < self.context,
+            f"score.overlap is {self.overlap}: set less than score.context, {self.context}",
+        )
+        check(
+            self.vog_checkpoints >= 2,
+            f"score.vog_checkpoints is {self.vog_checkpoints}: set 2 or more, which can differ",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -661,7 +666,8 @@ class Config(Settings):
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     reference: Run = field(default_factory=Run)
     second: Run = field(default_factory=Run)
-    """Trained on the documents of the reference where score.second (or score.model) is `second`: another size."""
+    """Another size, trained on the documents of the reference where score.model is `second`, or where a signal reads
+    score.second (or score.ask.model), which is."""
     score: Score = field(default_factory=Score)
     select: Select = field(default_factory=Select)
     mix: Mix = field(default_factory=Mix)
@@ -692,14 +698,19 @@ class Config(Settings):
                 f"{name} is {getattr(self, name)}: set whole numbers from 0 to {2**32 - 1}",
             )
         check(
-            self.score.target is not None or "dsir" not in (*self.select.signals, *self.score.signals),
+            self.score.target is not None or "dsir" not in self.signals,
             "the signal dsir needs score.target, which is None: name text that documents should be like",
         )
         check(
-            self.score.ask.model is not None or "ask_llm" not in (*self.select.signals, *self.score.signals),
+            self.score.ask.model is not None or "ask_llm" not in self.signals,
             "the signal ask_llm needs score.ask.model, which is None: name the folder of an instruction model",
         )
-        compared = sorted({"ratio", "excess"} & {*self.select.signals, *self.score.signals})
+        check(
+            "vog" not in self.signals or self.reference.steps >= self.score.vog_checkpoints,
+            f"score.vog_checkpoints is {self.score.vog_checkpoints} and the reference takes {self.reference.steps} steps: "
+            "set that or less, or raise reference.tokens",
+        )
+        compared = sorted({"ratio", "excess"} & {*self.signals})
         check(
             not compared or self.score.second not in (None, self.score.model),
             f"the signal {' and '.join(compared)} needs a model beside score.model ({self.score.model}), and score.second "
@@ -712,12 +723,36 @@ class Config(Settings):
             )
 
     @property
+    def signals(self) -> tuple[Signal, ...]:
+        """The signals that select or that are asked for beside."""
+        return tuple(dict.fromkeys((*self.select.signals, *self.score.signals)))
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The models whose NLL is taken in the same windows: that of the scores, and a second if a signal reads it."""
+        first, second = self.score.model, self.score.second
+        is_read = not {"ratio", "excess"}.isdisjoint(self.signals)
+        return (first, second) if is_read and second is not None else (first,)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that scores and signals read, each once."""
+        of_signals = {"vog": "reference", "ask_llm": self.score.ask.model}
+        read = [name for signal, name in of_signals.items() if signal in self.signals and name is not None]
+        return tuple(dict.fromkeys((*self.compared, *read)))
+
+    @property
     def scorers(self) -> tuple[str, ...]:
-        """The runs that are trained for scoring: those of `reference` and `second` that a setting names."""
-        named = {self.score.model, self.score.second, self.score.ask.model}
-        if "vog" in (*self.select.signals, *self.score.signals):  # reads the reference's checkpoints
-            named.add("reference")
-        return tuple(name for name in ("reference", "second") if name in named)
+        """Those of the models that are trained here."""
+        return tuple(name for name in ("reference", "second") if name in self.models)
+
+    @property
+    def vog_steps(self) -> tuple[int, ...]:
+        """The steps of the reference run whose parameters the signal vog reads; none if it is not asked for."""
+        if "vog" not in self.signals:
+            return ()
+        parts, steps = self.score.vog_checkpoints, self.reference.steps
+        return tuple(steps * part // parts for part in range(1, parts + 1))
 
     @property
     def final_runs(self) -> dict[str, tuple[Arm, int]]:

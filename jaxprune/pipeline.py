@@ -13,12 +13,11 @@ def run(config: Config, workdir: Workdir) -> None:
     """Makes every artifact that is not there yet; ends with the report.
 
     Raises:
-      ValueError: before anything is made, a run does not fit the devices or a model that scores cannot be
-        loaded; after `prepare`, mix.weights
-        does not fit the domains; or as the stages.
+      ValueError: before anything is made, a run does not fit the devices, or a model or a file that scores
+        or signals read cannot be used; after `prepare`, mix.weights does not fit the domains; or as the stages.
     """
     _check_devices(config)
-    _check_models(config)
+    _check_scoring(config)
     prepare(config, workdir)
     _check_domains(config, workdir)
     train(config, workdir, config.scorers)
@@ -42,12 +41,11 @@ def _check_devices(config: Config) -> None:
             raise ValueError(f"{name}: {error}") from error
 
 
-def _check_models(config: Config) -> None:
-    from jaxprune.prune import models
+def _check_scoring(config: Config) -> None:
+    from jaxprune.model.sharding import make_mesh
+    from jaxprune.prune import preflight
 
-    for name in (config.score.model, config.score.second, config.score.ask.model):
-        if name is not None:
-            models.check(name)
+    preflight.check(config, make_mesh(config.mesh))
 
 
 def _check_domains(config: Config, workdir: Workdir) -> None:

@@ -20,6 +20,15 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 import jaxprune.config
 from jaxprune.config import Config
 
+_OF_SIGNALS = {
+    "score.second": ("ratio", "excess"),
+    "score.vog_checkpoints": ("vog",),
+    "score.target": ("dsir",),
+    "score.zip.": ("zip",),
+    "score.density.": ("density",),
+    "score.ask.": ("ask_llm",),
+}  # settings -> the signals, one of which they need
+
 
 def load(path: str, overrides: list[str]) -> Config:
     """The config of a file, with `--dotted.field value` overrides.
@@ -79,8 +88,18 @@ def notes(config: Config) -> list[str]:
         (len(rule.signals) == 1, f"select.signals is {signals}", ("select.combine",)),
     )
     values, usual = _fields(config), _fields(Config(name=""))
-    of_second = tuple(name for name in values if name.startswith("second."))
-    unused = (*unused, ("second" not in config.scorers, "no model of score is second", of_second))
+    of = {
+        prefix: tuple(name for name in values if name.startswith(prefix))
+        for prefix in ("second.", *_OF_SIGNALS)
+    }
+    unused = (
+        *unused,
+        ("second" not in config.models, "nothing reads the model second", of["second."]),
+        *(
+            (set(signals).isdisjoint(config.signals), f"no signal is {' or '.join(signals)}", of[prefix])
+            for prefix, signals in _OF_SIGNALS.items()
+        ),
+    )
     lines = []
     for holds, reason, names in unused:
         changed = [name for name in names if values[name] != usual[name]]

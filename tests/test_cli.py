@@ -125,6 +125,14 @@ def test_a_wrong_config_file_gets_one_line_that_helps(text, said, tmp_path, caps
         ("--mix.temperature 3", "mix.method is natural: mix.temperature"),
         ("--select.criterion random", "the arm pruned one more random arm"),
         ("--mix.method temperature --mix.temperature 3", ""),
+        ("--score.second x", "no signal is ratio or excess: score.second"),
+        ("--score.second x --score.signals excess", ""),
+        ("--score.target x", "no signal is dsir: score.target"),
+        ("--score.vog_checkpoints 3", "no signal is vog: score.vog_checkpoints"),
+        ("--score.zip.step 30", "no signal is zip: score.zip.step"),
+        ("--score.density.rows 30", "no signal is density: score.density.rows"),
+        ("--score.ask.model x", "no signal is ask_llm: score.ask.model"),
+        ("--second.tokens 10", "nothing reads the model second: second.tokens"),
     ],
 )
 def test_what_has_no_effect_is_said(typed, said, capsys):

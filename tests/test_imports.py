@@ -10,7 +10,7 @@ LEVELS = {
     "prune": 6, "mix": 7, "evaluate": 8, "report": 9, "pipeline": 10, "doctor": 10, "cli": 11,
 }  # fmt: skip
 WITHOUT_A_MODEL = (
-    "select", "bands", "cuts", "intersection", "criteria", "shards",
+    "select", "bands", "cuts", "intersection", "criteria", "shards", "texts",
     *(f"signals/{name}" for name in ("blocks", "unigram", "prior", "compression", "joint", "density", "dsir")),
 )  # fmt: skip
 STRANGERS = {("data", "model"), ("model", "data")}

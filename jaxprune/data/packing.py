@@ -4,7 +4,8 @@ Source: Marion et al., When Less is More (arXiv 2309.04564), section 3: document
 by the end-of-document token (EOD), and cut into sequences of one length, each of which is scored and kept or
 removed as a whole. Here the documents of each domain that may be pruned are laid end to end in the store's
 order; what is held out, or trains the reference, stays in documents. A sequence is stored as a document
-is, with an EOD before it, so that its first token is predicted too.
+is, with an EOD before it, so that its first token is predicted too; a final model that is trained on sequences
+meets that EOD in front of each.
 
 Legend: N documents of the new store, B of a batch.
 """

@@ -31,6 +31,7 @@ from jaxprune.progress import meter, say
 
 _BATCH = 65_536  # rows without texts that are held at once
 _MAX_DOMAINS = 1 << 16  # which uint16 counts
+_LOSSLESS_BYTES = 1_000_000  # of text, on which an existing tokenizer is tried
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
@@ -55,7 +56,8 @@ def _make(parts: Sequence[corpus.Part], config: Config, folder: Path) -> dict[st
     work = folder / "work"  # what is needed on the way only
     if not (folder / "tokens" / "meta.json").is_file():
         # The store of documents; packed sequences are made of it in the end.
-        tokens = folder / "tokens" if config.corpus.unit == "document" else work / "unpacked"
+        length = config.corpus.sequence_tokens
+        tokens = folder / "tokens" if length is None else work / "unpacked"
         for path in (folder / "documents", tokens, work / "removed"):
             path.mkdir(parents=True, exist_ok=True)
         shards = [folder / "documents" / f"part-{number:05d}.parquet" for number in range(len(parts))]
@@ -66,8 +68,8 @@ def _make(parts: Sequence[corpus.Part], config: Config, folder: Path) -> dict[st
         _make_tokenizer(shards, kept_M, n_bytes, folder, tokens, config.tokenizer)
         if not (tokens / "meta.json").is_file():
             _tokenise(shards, kept_M, n_bytes, domains, folder, tokens, config.tokenizer.threads)
-        if config.corpus.unit == "packed":
-            _pack(tokens, folder, config.corpus.sequence_tokens)
+        if length is not None:
+            _pack(tokens, folder, length)
     if work.exists():
         shutil.rmtree(work)
     return _counts(folder)
@@ -204,15 +206,21 @@ def _make_tokenizer(
     tokens: Path,
     settings: Tokenizer,
 ) -> None:
-    """Trains or adopts the tokenizer."""
+    """Trains the tokenizer, or adopts one and looks whether texts come back from its tokens."""
     if (folder / "tokenizer").is_dir():
         return
     unfinished = folder / "work" / "tokenizer"
+    usable_N = np.load(tokens / "split.npy", mmap_mode="r") != split.HELDOUT
     if settings.path is not None:
         tokenizer.adopt(settings, unfinished)
+        texts = documents.sample(shards, kept_M, usable_N, n_bytes, _LOSSLESS_BYTES)
+        if not tokenizer.check_lossless(texts, unfinished):
+            say(
+                f"prepare: the tokenizer {settings.path} changes texts, so that signals which read them refuse to: it "
+                "normalises, or leaves out what is not in its vocabulary"
+            )
     else:
         say(f"prepare: training a tokenizer ({settings.kind}, {settings.vocab_size:,} pieces)")
-        usable_N = np.load(tokens / "split.npy", mmap_mode="r") != split.HELDOUT
         texts = documents.sample(shards, kept_M, usable_N, n_bytes, settings.train_bytes)
         tokenizer.train(texts, settings, unfinished)
     unfinished.rename(folder / "tokenizer")

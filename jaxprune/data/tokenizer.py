@@ -38,8 +38,12 @@ class Encoder(Protocol):
     vocab_size: int
     eod_id: int
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each text, int32, without EOD."""
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        """The tokens of each text, int32, without EOD.
+
+        With `special`, for text that its author wrote for a model, tokens such as `<|user|>` that are spelt in it
+        become what they name, EOD too, where the tokenizer knows them as special; else they are text.
+        """
         ...
 
     def decode(self, tokens: np.ndarray) -> str:
@@ -116,6 +120,15 @@ def adopt(settings: Tokenizer, folder: Path) -> None:
     _write_meta(folder, name, trained=False, vocab_size=vocab_size, eod_id=eod[1], eod_token=eod[0])
 
 
+def check_lossless(texts: Iterable[str], folder: Path) -> bool:
+    """Whether decoding gives every one of `texts` back; where it does not, `meta.json` says so from now on."""
+    encoder = load(folder)
+    is_lossless = all(encoder.decode(encoder.encode([text])[0]) == text for text in texts)
+    if not is_lossless:
+        write_json(folder / "meta.json", {**read_meta(folder), "lossless": False})
+    return is_lossless
+
+
 def fingerprint(settings: Tokenizer) -> str:
     """A digest of the content of the existing tokenizer `settings.path`."""
     return hashlib.sha256(_existing(settings).read_bytes()).hexdigest()[:16]
@@ -130,7 +143,16 @@ def load(folder: Path, threads: int = 1) -> Encoder:
 
 
 def of_model(folder: Path, threads: int = 1) -> Encoder:
-    """The tokenizer.json of a Hugging Face model; EOD is the token that begins its texts, else that ends them.
+    """The tokenizer.json of a Hugging Face model.
+
+    Raises:
+      ValueError: as `meta_of_model`.
+    """
+    return _HuggingFace(folder / "tokenizer.json", meta_of_model(folder), threads)
+
+
+def meta_of_model(folder: Path) -> dict[str, Any]:
+    """vocab_size, eod_id and eod_token of a Hugging Face model: EOD is what begins its texts, else what ends them.
 
     Raises:
       ValueError: there is none, it cannot be read, or none of the files says what begins or ends a text.
@@ -162,11 +184,12 @@ def of_model(folder: Path, threads: int = 1) -> Encoder:
             "bos_token or eos_token"
         )
     eod_id, eod_token = next(iter(spelt.items()))
-    return _HuggingFace(path, {"vocab_size": vocab_size, "eod_id": eod_id, "eod_token": eod_token}, threads)
+    return {"vocab_size": vocab_size, "eod_id": eod_id, "eod_token": eod_token}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """`meta.json`: file, trained, vocab_size, eod_id, eod_token and digest of the file."""
+    """`meta.json`: file, trained, vocab_size, eod_id, eod_token, digest of the file and, where text does not come
+    back from tokens, lossless (False)."""
     return json.loads((folder / "meta.json").read_text())
 
 
@@ -184,7 +207,8 @@ class _SentencePiece:
             self._cut = _cut_inside(meta["eod_token"])
             self._joint = np.zeros(0, np.int32)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        # Of its control pieces, SentencePiece finds none in text: `special` is the same.
         return _by_segment(texts, self._cut, self._joint, self._encode)
 
     def _encode(self, segments: list[str]) -> list[np.ndarray]:
@@ -197,8 +221,7 @@ class _SentencePiece:
 
 class _HuggingFace:
     def __init__(self, path: Path, meta: Mapping[str, Any], threads: int) -> None:
-        # The library's thread pool is made once in a process, at its first batch.
-        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+        self._threads = threads
         self._tokenizer = _tokenizers().Tokenizer.from_file(str(path))
         self._tokenizer.encode_special_tokens = True  # spelt in a text, they are text
         self._tokenizer.no_truncation()
@@ -207,10 +230,18 @@ class _HuggingFace:
         # Tokens that were added without being special are found in text all the same.
         self._cut = _cut_inside(meta["eod_token"])
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return _by_segment(texts, self._cut, np.zeros(0, np.int32), self._encode)
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        if not special:
+            return _by_segment(texts, self._cut, np.zeros(0, np.int32), self._encode)
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self._encode(list(texts))
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def _encode(self, segments: list[str]) -> list[np.ndarray]:
+        # The library's thread pool is made once in a process, at its first batch.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(self._threads))
         tokens: list[np.ndarray] = []
         begin = size = 0
         for end, segment in enumerate(segments, start=1):

@@ -18,6 +18,7 @@ from jaxprune.config import Config
 from jaxprune.data.store import HELDOUT, TokenStore
 from jaxprune.progress import meter
 from jaxprune.prune.score import Scorer
+from jaxprune.prune.shards import check_finite
 
 
 def run(config: Config, workdir: Workdir, name: str) -> Manifest:
@@ -37,6 +38,7 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
         scorer = Scorer.load(workdir.run(name), config)
         with meter(f"evaluate {name}", n_tokens, "tokens") as progress:
             scores = scorer(store, numbers, progress)
+        check_finite(scores, f"evaluate {name}", store, f"the training of {name} has diverged, lower optimizer.peak_lr and train it again")  # fmt: skip
         pq.write_table(scores, folder / "scores.parquet")
         write_json(folder / "summary.json", summary(scores))
         return {"documents": len(numbers), "tokens": n_tokens}

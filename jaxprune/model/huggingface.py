@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ _BUFFERS = (
     ".rotary_emb.inv_freq",
 )
 _HEADS = {"lm_head.weight": "lm_head.weight", "embed_out.weight": "lm_head.weight"}  # the output projection
+DType = Literal["auto", "float32", "bfloat16"]
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -90,17 +91,21 @@ class Checkpoint:
             )
 
 
-def read_config(folder: Path) -> tuple[Model, int]:
+def read_config(folder: Path, dtype: DType = "auto") -> tuple[Model, int]:
     """The model that `config.json` describes, and its vocabulary size.
 
-    It computes in bfloat16 where the weights are stored in 16 bits, else in float32.
+    Args:
+      folder: of the model.
+      dtype: of the computation; auto: bfloat16 where config.json says that the weights are stored so, else
+        float32, which holds what the other types do.
 
     Raises:
       ValueError: there is none, or it asks for something that our transformer does not do.
     """
     described, family = _described(folder)
     stored = described.get("dtype") or described.get("torch_dtype")
-    dtype = "bfloat16" if stored in ("bfloat16", "float16") else "float32"
+    if dtype == "auto":
+        dtype = "bfloat16" if stored == "bfloat16" else "float32"
     try:
         check(
             not described.get("quantization_config"),
@@ -118,7 +123,9 @@ def check_folder(folder: Path) -> None:
     _open(folder, *read_config(folder))
 
 
-def load(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State, Model, int]:
+def load(
+    folder: Path, mesh: jax.sharding.Mesh, dtype: DType = "auto"
+) -> tuple[nnx.GraphDef, nnx.State, Model, int]:
     """The model of a folder on a mesh; its parameters are float32, whatever they are stored as.
 
     Returns:
@@ -128,7 +135,7 @@ def load(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State
       ValueError: as `read_config`; the tensors cannot be read or are not those that config.json describes;
         the model does not divide over the mesh.
     """
-    model, vocab_size = read_config(folder)
+    model, vocab_size = read_config(folder, dtype)
     sources, checkpoint = _open(folder, model, vocab_size)
     graphdef, shapes = transformer.abstract(model, vocab_size, mesh)
 
@@ -164,13 +171,22 @@ def _open(folder: Path, model: Model, vocab_size: int) -> tuple[dict[str, Source
 def _described(folder: Path) -> tuple[Described, Family]:
     path = folder / "config.json"
     check(path.is_file(), f"{folder} has no config.json: name the folder of a model in Hugging Face format")
-    described = json.loads(path.read_text())
+    described = _json(path)
     names = described.get("architectures") or ["none"]
     check(
         names[0] in FAMILIES,
         f"{path}: the architecture is {names[0]}, and only {', '.join(FAMILIES)} can be loaded",
     )
     return described, FAMILIES[names[0]]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # of the text's encoding too
+        raise ValueError(f"{path} is not valid JSON ({error}): copy the model again") from None
+    check(isinstance(found, dict), f"{path} holds no JSON object: copy the model again")
+    return found
 
 
 def weights(folder: Path) -> list[Path]:
@@ -181,7 +197,7 @@ def weights(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     pickled = any(folder.glob("*.bin"))

@@ -23,7 +23,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from typing import Any
@@ -76,7 +75,7 @@ def select(table: ir.Table, rule: Select | None, seed: int = 0, band: Band | Non
     if rule.criterion == "threshold":
         edges = ((operator.lt, rule.low, "below"), (operator.gt, rule.high, "above"))
         removed += [
-            (compare(_.score, edge), f"{side} the threshold")
+            (compare(_.score, cuts.number(edge)), f"{side} the threshold")
             for compare, edge, side in edges
             if edge is not None
         ]
@@ -88,13 +87,10 @@ def select(table: ir.Table, rule: Select | None, seed: int = 0, band: Band | Non
     )
     table = _with_keys(table, rule, seed, is_ranked)
     n_keys = len(signals) if is_joint(rule) else 1
-    ranked = table.filter(is_ranked).select(
-        "id",
-        "hash",
-        group=_.rank_group,
-        weight=_.rank_weight,
-        **{f"key_{number}": _[f"rank_key_{number}"] for number in range(n_keys)},
-    )
+    of_ranking = {f"key_{number}": _[f"rank_key_{number}"] for number in range(n_keys)}
+    of_ranking |= {"group": _.rank_group} if rule.scope == "domain" else {}
+    of_ranking |= {"weight": _.rank_weight.cast("int64")} if rule.weight == "tokens" else {}
+    ranked = table.filter(is_ranked).select("id", "hash", **of_ranking)
     found = _cuts(ranked, rule, n_keys, band)
     for domain in rule.rates:
         if domain not in found:
@@ -102,7 +98,7 @@ def select(table: ir.Table, rule: Select | None, seed: int = 0, band: Band | Non
                 f"select.rates names {domain}, of which there is no document to rank: name some of "
                 f"{', '.join(sorted(found))}"
             )
-    reasons = removed + _outside(found, rule, n_keys)
+    reasons = removed + _outside(table, found, rule, n_keys)
     return table.mutate(reason=ibis.cases(*reasons, else_="")).mutate(kept=_.reason == "").select(*columns)
 
 
@@ -160,8 +156,8 @@ def _with_keys(table: ir.Table, rule: Select, seed: int, is_ranked: Any) -> ir.T
         return table.mutate(rank_key_0=_.score / rule.temperature + gumbel)
     if len(columns) == 1 or is_joint(rule):
         return table.mutate(**{f"rank_key_{number}": _[column] for number, column in enumerate(columns)})
-    table = table.mutate(is_ranked=is_ranked)
-    groups = ["rank_group", "is_ranked"]
+    table = table.mutate(rank_holds=is_ranked)
+    groups = ["rank_group", "rank_holds"]
     places = [
         (
             _.rank_weight.sum().over(
@@ -172,8 +168,9 @@ def _with_keys(table: ir.Table, rule: Select, seed: int, is_ranked: Any) -> ir.T
         / _.rank_weight.sum().over(ibis.window(group_by=groups))
         for column in columns
     ]
-    # Kept for the scans to come, since each would sort again.
-    return table.mutate(rank_key_0=functools.reduce(operator.mul, places)).cache()
+    table = table.mutate(rank_key_0=functools.reduce(operator.mul, places))
+    # For the scans to come, each of which would sort again.
+    return ibis.get_backend(table).create_table(ibis.util.gen_name("ranks"), table, temp=True)
 
 
 def _cuts(ranked: ir.Table, rule: Select, n_keys: int, band: Band | None) -> dict[str, Cuts]:
@@ -201,7 +198,7 @@ def _cuts(ranked: ir.Table, rule: Select, n_keys: int, band: Band | None) -> dic
             if edge == 0:
                 settled[0, side] = FIRST
             elif zones[0, side].before < edge and len(found) and edge <= end_n[-1]:
-                settled[0, side] = near.point(0, found[end_n.searchsorted(edge)])
+                settled[0, side] = near.cut(0, found, int(end_n.searchsorted(edge)))
             else:
                 return None
         return settled
@@ -214,44 +211,29 @@ def _rate(rule: Select, group: str) -> Fraction:
 
 
 def _target(rule: Select, group: str, weight: int) -> int:
+    """The weight of a group that is kept."""
     return math.ceil(_rate(rule, group) * weight)
 
 
 def _band(rule: Select, group: str) -> Band:
+    """Where the band of one ranking begins and ends."""
     rate = _rate(rule, group)
     begin = {"medium": (1 - rate) / 2, "high": 1 - rate, "proportional": 1 - rate}
     first = begin.get(rule.criterion, Fraction(0))
     return first, first + rate
 
 
-def _outside(found: dict[str, Cuts], rule: Select, n_keys: int) -> list[tuple[Any, str]]:
+def _outside(table: ir.Table, found: dict[str, Cuts], rule: Select, n_keys: int) -> list[tuple[Any, str]]:
     """Why a document that is ranked is removed."""
     said = []
+    words = {"random": ("random", "random"), "proportional": ("not drawn", "not drawn")}
     for number in range(n_keys):
-        is_behind = {}
-        for side, usual in (("below", FIRST), ("upto", LAST)):
-            points = {group: settled.get((number, side), usual) for group, settled in found.items()}
-            key, hash_, identity = zip(*points.values(), strict=True) if points else zip(usual, strict=True)
-            is_behind[side] = cuts.after(
-                _[f"rank_key_{number}"],
-                _.hash,
-                _.id,
-                (
-                    _of_group(points, key, "float64"),
-                    _of_group(points, hash_, "int64"),
-                    _of_group(points, identity, "string"),
-                ),
-            )
         name = f" of {rule.signals[number]}" if n_keys > 1 else ""
-        words = {"random": ("random", "random"), "proportional": ("not drawn", "not drawn")}
         below, above = words.get(rule.criterion, (f"below the band{name}", f"above the band{name}"))
-        said += [(~is_behind["below"], below), (is_behind["upto"], above)]
+        for side, usual, word in (("below", FIRST, below), ("upto", LAST, above)):
+            points = {group: settled.get((number, side), usual) for group, settled in found.items()}
+            if set(points.values()) <= {usual}:
+                continue  # nothing is on that side
+            is_behind = cuts.after(table[f"rank_key_{number}"], table, table.rank_group, points)
+            said.append((~is_behind if side == "below" else is_behind, word))
     return said
-
-
-def _of_group(groups: Iterable[str], values: Sequence[Any], type_: str) -> Any:
-    """The value of each document's group: no join, since that would not leave the documents in their order."""
-    literals = [ibis.literal(value, type_) for value in values]
-    if len(set(values)) == 1:
-        return literals[0]
-    return _.rank_group.cases(*zip(groups, literals, strict=True), else_=literals[0])

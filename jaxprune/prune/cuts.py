@@ -13,10 +13,11 @@ Legend: N documents, S keys (signals), n documents of a group that were fetched.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,9 @@ from ibis import _
 
 Sides = tuple[str, ...]  # of "below" (the last document before the band) and "upto" (the last inside it)
 Point = tuple[float, int, str]  # key, hash and id of a document
+_NO_HASH = 2**63 - 1  # of a cut: all documents of its key come up to it
 FIRST: Point = (-math.inf, -1, "")  # comes before every document
-LAST: Point = (math.inf, 2**63 - 1, "")  # after every document
+LAST: Point = (math.inf, _NO_HASH, "")  # after every document
 
 _WHOLE = 4096  # documents of a group that is fetched as it is
 _MARGIN = 2.0  # times the root of the sum of squared weights: 4 standard deviations of a sample's ranks
@@ -53,13 +55,18 @@ class Near:
     certain: int  # weight of the documents that are inside every band whatever the cuts are
     key_Sn: np.ndarray
     hash_n: np.ndarray
-    id_n: np.ndarray  # empty strings unless hashes collide
+    id_n: np.ndarray | None  # None where no two documents have one hash
     weight_n: np.ndarray
 
     @functools.cached_property
     def order_Sn(self) -> list[np.ndarray]:
         """The documents in the order of each key."""
-        return [np.lexsort((self.id_n, self.hash_n, key_n)) for key_n in self.key_Sn]
+        return [np.lexsort((*self.ties, key_n)) for key_n in self.key_Sn]
+
+    @property
+    def ties(self) -> tuple[np.ndarray, ...]:
+        """What equal keys are ordered by, the last first, as `np.lexsort` takes it."""
+        return (self.hash_n,) if self.id_n is None else (self.id_n, self.hash_n)
 
     def behind(self, signal: int, point: Point) -> np.ndarray:
         """Whether each document comes after a point, by key and hash."""
@@ -75,7 +82,14 @@ class Near:
 
     def point(self, signal: int, document: int) -> Point:
         """A document as a cut."""
-        return float(self.key_Sn[signal][document]), int(self.hash_n[document]), str(self.id_n[document])
+        identity = "" if self.id_n is None else str(self.id_n[document])
+        return float(self.key_Sn[signal][document]), int(self.hash_n[document]), identity
+
+    def cut(self, signal: int, found: np.ndarray, place: int) -> Point:
+        """The cut behind a document of a zone: its key alone where the next one has another."""
+        point = self.point(signal, found[place])
+        is_alone = place + 1 < len(found) and self.key_Sn[signal][found[place + 1]] > point[0]
+        return (point[0], _NO_HASH, "") if is_alone else point
 
 
 Zones = dict[tuple[int, str], Zone]  # of a group, by signal and side
@@ -89,29 +103,47 @@ Settle = Callable[[str, Zones, Near], Cuts | None]
 def find(ranked: ir.Table, n_keys: int, sides: Sides, guess: Guess, settle: Settle) -> dict[str, Cuts]:
     """The cuts of each group.
 
+    What the scans read is first copied to a temporary table, since keys take longer to compute than to read.
+
     Args:
-      ranked: columns group, weight (int64, above 0), hash, id and key_0 .. key_{S-1} (float64, no NaN).
+      ranked: columns hash, id and key_0 .. key_{S-1} (float64, no NaN), group (where there are several) and
+        weight (int64, above 0; where it is not 1).
       n_keys: S.
       sides: that have a cut inside the ranking.
       guess: where to look, from a sample.
       settle: the cuts, from the documents that were found there.
     """
+    usual = {"group": ibis.literal("all"), "weight": ibis.literal(1, "int64")}
+    columns = [name for name in _columns(n_keys) if name in ranked.columns]
+    absent = {name: value for name, value in usual.items() if name not in columns}
+    backend: Any = ibis.get_backend(ranked)
+    name = ibis.util.gen_name("keys")
+    keys = backend.create_table(name, ranked.select(*columns), temp=True).mutate(**absent)
+    try:
+        return _find(keys, ranked.mutate(**absent), n_keys, sides, guess, settle)
+    finally:
+        backend.raw_sql(f'DROP TABLE "{name}"')
+
+
+def _find(
+    keys: ir.Table, ranked: ir.Table, n_keys: int, sides: Sides, guess: Guess, settle: Settle
+) -> dict[str, Cuts]:
     totals = {
         row["group"]: (int(row["documents"]), int(row["weight"]))
-        for row in ranked.group_by("group")
+        for row in keys.group_by("group")
         .agg(documents=_.count(), weight=_.weight.sum().cast("int64"))
         .to_pyarrow()
         .to_pylist()
     }
     places = [(signal, side) for signal in range(n_keys) for side in sides]
-    sample = dict(_sample(ranked, n_keys, totals))
+    sample = dict(_sample(keys, n_keys, totals))
     found: dict[str, Cuts] = {}
     margin = _MARGIN
     while left := sorted(set(totals) - set(found)):
         zones = {
             group: _zones(group, totals[group][1], sample.get(group), places, guess, margin) for group in left
         }
-        for group, near, weighed in _fetch(ranked, n_keys, zones, totals):
+        for group, near, weighed in _fetch(keys, ranked, n_keys, zones, totals):
             cuts = settle(group, weighed, near)
             if cuts is not None:
                 found[group] = cuts
@@ -120,14 +152,24 @@ def find(ranked: ir.Table, n_keys: int, sides: Sides, guess: Guess, settle: Sett
     return found
 
 
-def after(key: Any, hash_: Any, identity: Any, cut: tuple[Any, Any, Any]) -> Any:
-    """Whether documents come after a cut: Ibis expressions, of which the id is read where all else is equal."""
+def after(key: Any, table: Any, group: Any, cuts: Mapping[str, Point]) -> Any:
+    """Whether documents come after the cut of their group, as an Ibis expression.
+
+    Args:
+      key: what they are in the order of.
+      table: has their hash and id, which are read where keys, and hashes, are equal.
+      group: of each document.
+      cuts: of the groups.
+    """
+    cut_key, cut_hash, cut_id = _parts(group, cuts)
+    if all(point[1] == _NO_HASH for point in cuts.values()):
+        return key > cut_key
     return ibis.cases(
-        (key > cut[0], True),
-        (key < cut[0], False),
-        (hash_ > cut[1], True),
-        (hash_ < cut[1], False),
-        else_=(cut[2] != "") & (identity > cut[2]),  # no id: there is no other document of this hash
+        (key > cut_key, True),
+        (key < cut_key, False),
+        (table.hash > cut_hash, True),
+        (table.hash < cut_hash, False),
+        else_=(cut_id != "") & (table.id > cut_id),  # no id: there is no other document of this hash
     )
 
 
@@ -136,24 +178,17 @@ def _behind(key: Any, hash_: Any, point: Sequence[Any]) -> Any:
     return (key > point[0]) | ((key == point[0]) & (hash_ > point[1]))
 
 
-def _sample(ranked: ir.Table, n_keys: int, totals: dict[str, Any]) -> Iterator[tuple[str, Near]]:
+def _sample(keys: ir.Table, n_keys: int, totals: dict[str, Any]) -> Iterator[tuple[str, Near]]:
     """About n^(2/3) documents of each group of n, chosen by their hash; none of small groups."""
     steps = {
         group: round(documents ** (1 / 3)) for group, (documents, _) in totals.items() if documents > _WHOLE
     }
     if not steps:
         return
-    table = memtable(
-        [{"group": group, "step": step} for group, step in steps.items()],
-        {"group": "string", "step": "int64"},
-    )
-    drawn = ranked.inner_join(table, "group").filter(_.hash % _.step == 0)
+    drawn = keys.filter(_.group.isin(list(steps)), _.hash % _of_group(_.group, steps, "int64") == 0)
     for group, near in _split(drawn.select(*_columns(n_keys)).to_pyarrow(), n_keys, totals, {}):
         scale = near.weight / max(near.weight_n.sum(), 1)
-        yield group, Near(
-            weight=near.weight, certain=0, key_Sn=near.key_Sn, hash_n=near.hash_n, id_n=near.id_n,
-            weight_n=near.weight_n * scale,
-        )  # fmt: skip
+        yield group, dataclasses.replace(near, weight_n=near.weight_n * scale)
 
 
 def _zones(
@@ -181,52 +216,39 @@ def _zones(
 
 
 def _fetch(
-    ranked: ir.Table, n_keys: int, zones: dict[str, Zones], totals: dict[str, Any]
+    keys: ir.Table, ranked: ir.Table, n_keys: int, zones: dict[str, Zones], totals: dict[str, Any]
 ) -> Iterator[tuple[str, Near, Zones]]:
     """The documents of each group that are in its zones, and the zones with the weight before them."""
     places = list(next(iter(zones.values())))
     names = {place: f"{place[1]}_{place[0]}" for place in places}
-    types = {"group": "string"} | {
-        f"{end}_{part}_{name}": type_
-        for name in names.values()
-        for end in ("low", "high")
-        for part, type_ in (("key", "float64"), ("hash", "int64"))
-    }
-    rows = [
-        {"group": group}
-        | {
-            f"{end}_{part}_{names[place]}": getattr(zone, end)[number]
-            for place, zone in of_group.items()
+    is_left: Any = _.group.isin(list(zones)) if len(zones) < len(totals) else ibis.literal(True)
+    is_behind, is_near = {}, []
+    for place in places:
+        key = _[f"key_{place[0]}"]
+        low, high = (
+            _parts(_.group, {group: getattr(of[place], end) for group, of in zones.items()})
             for end in ("low", "high")
-            for number, part in enumerate(("key", "hash"))
-        }
-        for group, of_group in zones.items()
-    ]
-    joined = ranked.inner_join(memtable(rows, types), "group")
-    is_behind = {
-        (place, end): _behind(
-            joined[f"key_{place[0]}"],
-            joined.hash,
-            (joined[f"{end}_key_{names[place]}"], joined[f"{end}_hash_{names[place]}"]),
         )
-        for place in places
-        for end in ("low", "high")
-    }
-    # Behind the zone of the edge before the band and not yet in that of the edge behind it: surely inside.
-    is_certain = functools.reduce(
-        operator.and_,
-        [is_behind[p, "high"] if p[1] == "below" else ~is_behind[p, "low"] for p in places],
-    )
-    weights = {"certain": joined.weight.sum(where=is_certain)} | {
-        names[place]: joined.weight.sum(where=~is_behind[place, "low"]) for place in places
-    }
-    weighed = {row["group"]: row for row in joined.group_by("group").agg(**weights).to_pyarrow().to_pylist()}
-    is_near = functools.reduce(operator.or_, [is_behind[p, "low"] & ~is_behind[p, "high"] for p in places])
-    near = joined.filter(is_near)
-    documents = near.select(*_columns(n_keys)).to_pyarrow()
+        is_behind[place, "low"], is_behind[place, "high"] = (
+            _behind(key, _.hash, low),
+            _behind(key, _.hash, high),
+        )
+        # First by the key alone, which is quick to see.
+        is_near.append(
+            (key >= low[0]) & (key <= high[0]) & is_behind[place, "low"] & ~is_behind[place, "high"]
+        )
+    weights = {names[place]: _.weight.sum(where=~is_behind[place, "low"]) for place in places}
+    if n_keys > 1:
+        # Behind the zone of the edge before the band and not yet in that of the edge behind it.
+        inside = [is_behind[p, "high"] if p[1] == "below" else ~is_behind[p, "low"] for p in places]
+        weights["certain"] = _.weight.sum(where=functools.reduce(operator.and_, inside))
+    sums = keys.filter(is_left).group_by("group").agg(**weights).to_pyarrow().to_pylist()
+    weighed = {row["group"]: row for row in sums}
+    is_wanted: Any = is_left & functools.reduce(operator.or_, is_near)
+    documents = keys.filter(is_wanted).select(*_columns(n_keys)).to_pyarrow()
     if _collide(documents):
-        documents = near.select(*_columns(n_keys), "id").to_pyarrow()
-    certain = {group: int(row["certain"] or 0) for group, row in weighed.items()}
+        documents = ranked.filter(is_wanted).select(*_columns(n_keys), "id").to_pyarrow()
+    certain = {group: int(row.get("certain") or 0) for group, row in weighed.items()}
     split = dict(_split(documents, n_keys, totals, certain))
     for group, of_group in zones.items():
         filled = {
@@ -255,11 +277,8 @@ def _split(
     code_n = groups.indices.to_numpy()
     order_n = np.argsort(code_n, kind="stable")
     arrays = {name: documents[name].to_numpy()[order_n] for name in _columns(n_keys)[1:]}
-    id_n = (
-        documents["id"].to_numpy().astype(str)[order_n]
-        if "id" in documents.column_names
-        else np.full(len(order_n), "")
-    )
+    has_ids = "id" in documents.column_names
+    id_n = documents["id"].to_numpy().astype(str)[order_n] if has_ids else None
     starts = np.searchsorted(code_n[order_n], np.arange(len(groups.dictionary) + 1))
     for group, begin, end in zip(groups.dictionary.to_pylist(), starts[:-1], starts[1:], strict=True):
         mine = slice(begin, end)
@@ -270,13 +289,34 @@ def _split(
                 certain=certain.get(group, 0),
                 key_Sn=np.stack([arrays[f"key_{signal}"][mine] for signal in range(n_keys)]),
                 hash_n=arrays["hash"][mine],
-                id_n=id_n[mine],
+                id_n=None if id_n is None else id_n[mine],
                 weight_n=arrays["weight"][mine],
             ),
         )
 
 
-def memtable(rows: Sequence[dict[str, Any]], types: dict[str, str]) -> ir.Table:
-    """A small table of an expression."""
-    schema = ibis.schema(types).to_pyarrow()
-    return ibis.memtable(pa.Table.from_pylist(list(rows), schema=schema))
+def _parts(group: Any, points: Mapping[str, Point]) -> list[Any]:
+    """Key, hash and id of each document's point."""
+    types = ("float64", "int64", "string")
+    return [
+        _of_group(group, {name: point[part] for name, point in points.items()}, type_)
+        for part, type_ in enumerate(types)
+    ]
+
+
+def _of_group(group: Any, values: Mapping[str, Any], type_: str) -> Any:
+    """The value of each document's group, as an Ibis expression.
+
+    No join, since that would not leave documents in their order.
+    """
+    literals = {
+        name: number(value) if type_ == "float64" else ibis.literal(value, type_)
+        for name, value in values.items()
+    }
+    first = next(iter(literals.values()))
+    return first if len(set(values.values())) == 1 else group.cases(*literals.items(), else_=first)
+
+
+def number(value: float) -> Any:
+    """A float64, exactly: backends take a literal for a decimal, but read text as the nearest double."""
+    return ibis.literal(repr(float(value))).cast("float64")

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from jaxprune.prune.cuts import FIRST, Cuts, Near, Sides, Zone, Zones
+from jaxprune.prune.cuts import FIRST, LAST, Cuts, Near, Sides, Zone, Zones
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,15 @@ class Search:
         self, group: str, weight: int, sample: Near, slack: float
     ) -> dict[tuple[int, str], tuple[float, float]]:
         """Between which running weights the cuts are, from the width at which a share of the sample survives."""
-        whole = Zone(FIRST, (np.inf, 2**63 - 1, ""))
+        whole = Zone(FIRST, LAST)
         width_n = self._widths({place: whole for place in self._places}, sample)
         order_n = np.argsort(width_n)
         reached_n = np.cumsum(sample.weight_n[order_n])
         target = self.target(group, weight)
         ends = np.searchsorted(reached_n, [target - slack, target + slack])
         widths = np.append(width_n[order_n], weight)[ends]
-        return {
-            (signal, side): tuple(sorted(self._edge(side, width, weight) for width in widths))
-            for signal, side in self._places
-        }
+        between = {side: sorted(self._edge(side, width, weight) for width in widths) for side in self.sides}
+        return {(signal, side): (between[side][0], between[side][-1]) for signal, side in self._places}
 
     def settle(self, group: str, zones: Zones, near: Near) -> Cuts | None:
         """The cuts, where all documents at which they can be are known."""
@@ -51,7 +50,7 @@ class Search:
             return {place: FIRST for place in zones} | {(0, "upto"): FIRST}
         width_n = self._widths(zones, near)
         candidates = np.flatnonzero(np.isfinite(width_n))
-        order = candidates[np.lexsort((near.id_n[candidates], near.hash_n[candidates], width_n[candidates]))]
+        order = candidates[np.lexsort([of[candidates] for of in (*near.ties, width_n)])]
         reached = near.certain + np.cumsum(near.weight_n[order])
         if not len(order) or near.certain >= target or reached[-1] < target:
             return None
@@ -75,7 +74,7 @@ class Search:
             # The document at the edge itself is in if it is kept; nothing else stands there.
             is_in = (own_n < width) | ((own_n == width) & is_kept_n[found])
             n_before = int(is_in.sum()) if side == "upto" else int((~is_in).sum())
-            settled[place] = near.point(signal, found[n_before - 1]) if n_before else zone.low
+            settled[place] = near.cut(signal, found, n_before - 1) if n_before else zone.low
         return settled
 
     @property
@@ -95,7 +94,7 @@ class Search:
             width_n = np.maximum(width_n, mine_n)
         return width_n
 
-    def _width(self, side: str, position, weight: int):
+    def _width(self, side: str, position: Any, weight: int) -> Any:
         """The width of the band that reaches to a running weight on one side."""
         if side == "upto":
             return position if self.criterion == "low" else 2 * position - weight

@@ -22,10 +22,10 @@ from jaxprune.data.store import TokenStore
 from jaxprune.data.tokenizer import Encoder
 from jaxprune.model import huggingface
 from jaxprune.model.sharding import make_mesh
+from jaxprune.prune import contents
 from jaxprune.train.checkpoint import load_params
 
 TRAINED = ("reference", "second")
-_BLOCKS, _BLOCK_BYTES = 64, 4096  # of a weight file, read for its fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,21 @@ def check(name: str) -> None:
         _tokenizer_of_run(folder)
     else:
         huggingface.check_folder(folder)
-        tokenizer.of_model(folder)
+        tokenizer.meta_of_model(folder)
 
 
-def fingerprint(name: str, workdir: Workdir) -> str:
+def fault(name: str) -> str:
+    """What to do where numbers that the model gives are not finite."""
+    if name in TRAINED:
+        return f"the training of {name} has diverged, lower {name}.optimizer.peak_lr and train it again"
+    return f"the model {name} computes what is no number, compare its files with their source"
+
+
+def fingerprint(name: str, config: Config, workdir: Workdir) -> str:
     """Stands for the model in what is made with it.
 
-    Of a Hugging Face folder, for its content wherever it lies: config and tokenizer whole, and of each weight
-    file its name, its size and 64 blocks of 4 kB all over it, as other training moves every weight.
+    Of a Hugging Face folder, for the content of its config, tokenizer and weights wherever they lie, and the type
+    that it computes in.
 
     Raises:
       ArtifactMissing: it is not trained yet.
@@ -69,14 +76,15 @@ def fingerprint(name: str, workdir: Workdir) -> str:
     if name in TRAINED:
         return require(workdir.run(name), f"jaxprune train CONFIG --only {name}").fingerprint
     folder = _folder(name)
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        return manifest.fingerprint
+    if _is_run(folder):
+        return require(folder, "jaxprune train CONFIG").fingerprint
     huggingface.check_folder(folder)
-    parts = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.json"))
-    }
-    return digest(parts | {path.name: _sampled(path) for path in huggingface.weights(folder)})
+    described = [folder / "config.json", folder / "tokenizer.json", folder / "tokenizer_config.json"]
+    described += sorted(folder.glob("*.index.json"))
+    parts = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in described if p.is_file()}
+    model, _ = huggingface.read_config(folder, config.score.dtype)
+    parts |= contents.hashes(huggingface.weights(folder), f"reading the weights of {folder.name}", workdir)
+    return digest(parts | {"dtype": model.dtype})
 
 
 def tokenizer_digest(name: str, workdir: Workdir) -> str:
@@ -102,7 +110,7 @@ def load(name: str, config: Config, workdir: Workdir) -> Loaded:
         graphdef, params, model, vocab_size = load_params(run, mesh)
         encoder = None if name in TRAINED else _unless_same(_tokenizer_of_run(run), workdir, config)
     else:
-        graphdef, params, model, vocab_size = huggingface.load(_folder(name), mesh)
+        graphdef, params, model, vocab_size = huggingface.load(_folder(name), mesh, config.score.dtype)
         encoder = tokenizer.of_model(_folder(name), config.tokenizer.threads)
     return Loaded(
         graphdef=graphdef,
@@ -114,19 +122,30 @@ def load(name: str, config: Config, workdir: Workdir) -> Loaded:
     )
 
 
+def settings(name: str, config: Config) -> Model:
+    """The settings of the model, which may not be trained yet.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    return getattr(config, name).model if name in TRAINED else _described(name, config)[0]
+
+
 def shape(name: str, config: Config, store: TokenStore) -> tuple[Model, int]:
     """The settings of the model, and the size of its vocabulary.
 
     Raises:
       ValueError: as `check`.
     """
-    if name in TRAINED:
-        return getattr(config, name).model, store.vocab_size
+    return (settings(name, config), store.vocab_size) if name in TRAINED else _described(name, config)
+
+
+def _described(name: str, config: Config) -> tuple[Model, int]:
     folder = _folder(name)
     if _is_run(folder):
         made = json.loads((folder / "model.json").read_text())
         return Model(**made["model"]), made["vocab_size"]
-    return huggingface.read_config(folder)
+    return huggingface.read_config(folder, config.score.dtype)
 
 
 def _folder(name: str) -> Path:
@@ -140,7 +159,13 @@ def _folder(name: str) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
-    return read_manifest(folder) is not None
+    if read_manifest(folder) is None:
+        return False
+    if not (folder / "model.json").is_file():
+        raise ValueError(
+            f"{folder} holds no training run, but another stage of jaxprune: name a folder inside its `train`"
+        )
+    return True
 
 
 def _tokenizer_of_run(run: Path) -> Path:
@@ -158,13 +183,3 @@ def _unless_same(folder: Path, workdir: Workdir, config: Config) -> Encoder | No
     if tokenizer.read_meta(folder)["digest"] == tokenizer.read_meta(here)["digest"]:
         return None
     return tokenizer.load(folder, config.tokenizer.threads)
-
-
-def _sampled(path: Path) -> str:
-    size = path.stat().st_size
-    sampled = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for block in range(_BLOCKS):
-            file.seek(max(size - _BLOCK_BYTES, 0) * block // (_BLOCKS - 1))
-            sampled.update(file.read(_BLOCK_BYTES))
-    return sampled.hexdigest()

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from flax import nnx
 
-from jaxprune.artifact import Manifest, Workdir, build, require
+from jaxprune.artifact import Manifest, Workdir, require
 from jaxprune.config import Config
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.model import flops
@@ -86,16 +87,11 @@ class Scorer:
           ValueError: there is no such model, or score.context or score.overlap does not fit it.
         """
         model = models.load(name, config, workdir)
-        context = model.context if config.score.context is None else config.score.context
-        if context > model.context:
-            raise ValueError(
-                f"score.context is {context}: set {model.context}, the context of the model {name}, or less"
-            )
         return cls(
             model.graphdef,
             model.params,
             model.mesh,
-            context=context,
+            context=context_of(config),
             batch_tokens=config.score.batch_tokens,
             overlap=config.score.overlap,
             translation=None
@@ -113,7 +109,7 @@ class Scorer:
           window of at most `context` tokens) and nll_sum (their sum in float64).
 
         Raises:
-          ValueError: the model's NLL of a document is not finite.
+          ValueError: as `Translation`.
         """
         tokens, offsets_N1, places = store.tokens, store.offsets_N1, numbers
         if self.translation is not None:
@@ -134,6 +130,26 @@ class Scorer:
         return _table(store, numbers, windows.document_W, nll_W, n_scored_N)
 
 
+def context_of(config: Config) -> int:
+    """The most targets of a window: for all models whose scores are compared, as context helps to predict.
+
+    Raises:
+      ValueError: there is no such model, or score.context or score.overlap does not fit it.
+    """
+    contexts = {name: models.settings(name, config).context for name in config.compared}
+    shortest = min(contexts, key=contexts.__getitem__)
+    context = contexts[shortest] if config.score.context is None else config.score.context
+    if context > contexts[shortest]:
+        raise ValueError(
+            f"score.context is {context}: set {contexts[shortest]}, the context of the model {shortest}, or less"
+        )
+    if config.score.overlap >= context:
+        raise ValueError(
+            f"score.overlap is {config.score.overlap}: set less than {context}, the context of the model {shortest}"
+        )
+    return context
+
+
 def run(config: Config, workdir: Workdir) -> Manifest:
     """Scores the documents of the train split, unless they are scored already.
 
@@ -144,19 +160,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
     store = TokenStore(workdir.prepare / "tokens")
     numbers = store.documents(TRAIN)
-    is_checked = False
 
-    def make(folder: Path) -> dict[str, Any]:
-        nonlocal is_checked
-        is_checked = True
-        shards.fill(
-            folder,
-            "score",
-            store,
-            numbers,
-            config.score.shard_documents,
-            lambda: Scorer.named(config.score.model, config, workdir),
-        )
+    def counts(folder: Path) -> dict[str, Any]:
         n_tokens = int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum())
         model, vocab_size = models.shape(config.score.model, config, store)
         forward_flops = flops.train_flops_per_token(model, vocab_size, model.context) / 3
@@ -164,25 +169,32 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             "documents": len(numbers),
             "tokens": n_tokens,
             "parameters": flops.n_params(model, vocab_size),
-            "flops": n_tokens * forward_flops,  # as if the model's tokens were the store's
+            "flops": _n_computed(folder, config.score.overlap) * forward_flops,
         }
 
-    inputs = {"prepare": prepare.fingerprint, **inputs_of(config, workdir)}
-    manifest = build(workdir.score, "score", settings_of(config), inputs, make)
-    if not is_checked:
-        make(workdir.score)  # it stood there already: repairs what was damaged since
-    return manifest
+    return shards.build(
+        workdir.score,
+        "score",
+        settings_of(config),
+        {"prepare": prepare.fingerprint, **inputs_of(config, workdir)},
+        store=store,
+        numbers=numbers,
+        shard_documents=config.score.shard_documents,
+        load=lambda _: Scorer.named(config.score.model, config, workdir),
+        counts=counts,
+        fault=models.fault(config.score.model),
+    )
 
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that decide the score artifact; the model is among what it is made from."""
-    return {name: getattr(config.score, name) for name in ("context", "overlap")}
+    return {"context": context_of(config), "overlap": config.score.overlap}
 
 
 def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
     """The model that scores, by what it is: `reference`, `second`, or a folder wherever it lies."""
     name = config.score.model
-    return {name if name in models.TRAINED else "model": models.fingerprint(name, workdir)}
+    return {name if name in models.TRAINED else "model": models.fingerprint(name, config, workdir)}
 
 
 def _in_tokens_of(
@@ -194,6 +206,16 @@ def _in_tokens_of(
     return np.diff(done_W, prepend=0)
 
 
+def _n_computed(folder: Path, overlap: int) -> int:
+    """The model's tokens that its windows predict, those of overlaps again."""
+    total = 0
+    for path in sorted(folder.glob("part-*.parquet")):
+        table = pq.read_table(path, columns=["n_scored", "nll_windows"])
+        n_windows_N = np.concatenate([np.diff(part.offsets) for part in table["nll_windows"].chunks])
+        total += int(table["n_scored"].to_numpy().sum() + overlap * np.maximum(n_windows_N - 1, 0).sum())
+    return total
+
+
 def _table(
     store: TokenStore,
     numbers: np.ndarray,
@@ -203,12 +225,6 @@ def _table(
 ) -> pa.Table:
     ids = store.ids(numbers)
     nll_sum_N = np.bincount(document_W, nll_W, len(numbers))
-    wrong = np.flatnonzero(~np.isfinite(nll_sum_N))
-    if len(wrong):
-        raise ValueError(
-            f"the model's NLL of document {ids[wrong[0]]} is {nll_sum_N[wrong[0]]} (and of {len(wrong) - 1} "
-            "others not finite): its training has diverged, lower optimizer.peak_lr and train it again"
-        )
     edge_N1 = np.searchsorted(document_W, np.arange(len(numbers) + 1))
     n_tokens_N = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
     return pa.table(

@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxprune.artifact import write_json
+from jaxprune import artifact
+from jaxprune.artifact import Manifest, write_json
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import Meter, meter, say
 
@@ -27,13 +30,47 @@ Measure = Callable[[TokenStore, np.ndarray, Meter], pa.Table]
 columns; tells the meter of the tokens that are done."""
 
 
+def build(
+    folder: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    store: TokenStore,
+    numbers: np.ndarray,
+    shard_documents: int,
+    load: Callable[[Path], Measure],
+    counts: Callable[[Path], dict[str, Any]],
+    fault: str = "",
+) -> Manifest:
+    """Makes an artifact of shards, unless it is there already; then what was damaged since is repaired.
+
+    Args:
+      folder, stage, settings, inputs: as `artifact.build`.
+      store, numbers, shard_documents, load, fault: as `fill`.
+      counts: of a whole folder, for the manifest.
+    """
+    checked: list[Path] = []
+
+    def make(folder: Path) -> dict[str, Any]:
+        fill(folder, stage, store, numbers, shard_documents, load, fault)
+        checked.append(folder)
+        return counts(folder)
+
+    manifest = artifact.build(folder, stage, settings, inputs, make)
+    if not checked:
+        fill(folder, stage, store, numbers, shard_documents, load, fault)
+    return manifest
+
+
 def fill(
     folder: Path,
     title: str,
     store: TokenStore,
     numbers: np.ndarray,
     shard_documents: int,
-    load: Callable[[], Measure],
+    load: Callable[[Path], Measure],
+    fault: str = "",
 ) -> None:
     """Fills `folder` with the shards that it misses, or whose checksum does not hold.
 
@@ -42,7 +79,12 @@ def fill(
       title: of the stage, for messages.
       store, numbers: the documents to measure.
       shard_documents: of the call that begins; one that continues keeps to it.
-      load: gives what measures them; called when there is something to measure.
+      load: gives what measures them, and may keep in `folder` what took long to gather; called when there is
+        something to measure.
+      fault: what to do about a number that is not finite.
+
+    Raises:
+      ValueError: a document's number is not finite; nulls may be.
     """
     plan = folder / "shards.json"
     if not plan.is_file():
@@ -58,13 +100,30 @@ def fill(
         missing[path] = numbers[start : start + size]
     if not missing:
         return
-    measure = load()
+    measure = load(folder)
     n_tokens_N = np.diff(store.offsets_N1) - 1
     total = int(n_tokens_N[numbers].sum())
     with meter(title, total, "tokens") as progress:
         progress.skip(total - sum(int(n_tokens_N[shard].sum()) for shard in missing.values()))
         for path, shard in missing.items():
-            _write(path, measure(store, shard, progress))
+            table = measure(store, shard, progress)
+            check_finite(table, title, store, fault)
+            _write(path, table)
+
+
+def check_finite(table: pa.Table, title: str, store: TokenStore, fault: str = "") -> None:
+    """Raises ValueError: a number of a document is not finite; it names the document, and ends with `fault`."""
+    for field in table.schema:
+        if not pa.types.is_floating(field.type):
+            continue
+        is_wrong = pc.call_function("invert", [pc.call_function("is_finite", [table[field.name]])])
+        wrong = table.filter(is_wrong)
+        if len(wrong):
+            [name] = store.ids(wrong["number"].to_numpy()[:1])
+            raise ValueError(
+                f"{title}: {field.name} of document {name} is {wrong[field.name][0]} (and of {len(wrong) - 1} others "
+                f"not finite){fault and ': '}{fault}"
+            )
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,12 @@ from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
 from jaxprune.mix import weights
 from jaxprune.progress import meter
-from jaxprune.prune.criteria import CRITERIA
 from jaxprune.prune.score import Scorer
 from jaxprune.report import page, provenance, selection
 from jaxprune.report.headline import ARMS, pruned
 from jaxprune.report.surprisal import beginning, token_nats
 
 SHADES = (1, 2, 4, 6, 8, 10, 12)  # nats from which a token's background is the next shade
-_MEMORY = "4GB"  # of DuckDB; beyond it goes to disk
 _EXAMPLES = 3  # of each reason, by id
 
 
@@ -48,7 +45,6 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     def make(folder: Path) -> dict[str, Any]:
         figures = collect(config, workdir, summary, folder / "spill")
-        shutil.rmtree(folder / "spill", ignore_errors=True)
         files = {name: "index.html" if name == first else f"{name}.html" for name in (first, *summary)}
         write_json(folder / "audit.json", figures)
         for name, file in files.items():
@@ -67,8 +63,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
 def _first_selection(wanted: str | None, summary: Mapping[str, Any]) -> str:
     if wanted is None:
-        removing = [name for name, of in summary.items() if of["rule"] is not None]
-        return "pruned" if "pruned" in summary else (removing or list(summary))[0]
+        return selection.first(summary)
     if wanted not in summary:
         raise ValueError(
             f"audit.selection is {wanted}: the selections of this config are {', '.join(summary)}"
@@ -86,31 +81,29 @@ def collect(config: Config, workdir: Workdir, summary: Mapping[str, Any], spill:
       spill: folder for what does not fit in memory.
     """
     store = TokenStore(workdir.prepare / "tokens")
-    connection = ibis.duckdb.connect(memory_limit=_MEMORY, temp_directory=str(spill))
-    selections = {
-        name: _selection(
-            config, selection.read(connection, workdir.select / f"{name}.parquet"), of, store.domains
-        )
-        for name, of in summary.items()
-    }
-    numbers = {
-        document["number"]
-        for of in selections.values()
-        for documents in of["examples"].values()
-        for document in documents
-    }
-    figures = {
-        "name": config.name,
-        "domains": list(store.domains),
-        "settings": dataclasses.asdict(config.audit),
-        "seed": config.seed,
-        "selections": selections,
-        "documents": _documents(config, workdir, store, connection, np.array(sorted(numbers), np.int64)),
-        "dropped": _dropped(connection.read_parquet(workdir.prepare / "removed.parquet"), config.seed),
-        "repetition": _repetition(config, summary, store.domains),
-    }
-    connection.disconnect()
-    return figures
+    with selection.connect(spill) as connection:
+        selections = {
+            name: _selection(
+                config, selection.read(connection, workdir.select / f"{name}.parquet"), of, store.domains
+            )
+            for name, of in summary.items()
+        }
+        numbers = {
+            document["number"]
+            for of in selections.values()
+            for documents in of["examples"].values()
+            for document in documents
+        }
+        return {
+            "name": config.name,
+            "domains": list(store.domains),
+            "settings": dataclasses.asdict(config.audit),
+            "seed": config.seed,
+            "selections": selections,
+            "documents": _documents(config, workdir, store, connection, np.array(sorted(numbers), np.int64)),
+            "dropped": _dropped(connection.read_parquet(workdir.prepare / "removed.parquet"), config.seed),
+            "repetition": _repetition(config, summary, store.domains),
+        }
 
 
 def _selection(
@@ -118,7 +111,7 @@ def _selection(
 ) -> dict[str, Any]:
     """One selection: its rule in words, figures, and which documents are shown of it."""
     rule = summary["rule"]
-    unit = _unit(rule)
+    unit = selection.unit(rule)
     documents = selection.ranked(table, rule)
     thresholds = selection.edges(summary, documents, domains)
     lost = {name: of["before"]["tokens"] - of["after"]["tokens"] for name, of in summary["domains"].items()}
@@ -127,11 +120,15 @@ def _selection(
         table, rule, {name: thresholds[name] for name in shown}, config.audit.documents, config.seed
     )
     before, after = summary["all"]["before"], summary["all"]["after"]
-    return {
+    described = {
         "rule": rule,
-        "words": pruned({"rule": rule, "before": before, "after": after, "thresholds": thresholds}),
+        "signals": selection.signals(rule),
         "unit": unit,
         "thresholds": thresholds,
+    }
+    return {
+        **described,
+        "words": pruned(described | {"before": before, "after": after}),
         "common_thresholds": selection.common(thresholds),
         "composition": {"domains": summary["domains"], "all": summary["all"]},
         "distribution": selection.distribution(documents, thresholds, 0.0 if unit is None else -math.inf),
@@ -139,14 +136,6 @@ def _selection(
         "shown": shown,
         "examples": {name: [row for row in chosen if row["domain"] == name] for name in shown},
     }
-
-
-def _unit(rule: Mapping[str, Any] | None) -> str | None:
-    """Of the column `score`, the first signal; None: NLL in nats per token, which is log-perplexity."""
-    signals = ["perplexity"] if rule is None else rule.get("signals", ["perplexity"])
-    if signals[0] == "perplexity":
-        return None
-    return CRITERIA[signals[0]].unit
 
 
 def _documents(

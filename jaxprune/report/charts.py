@@ -89,9 +89,10 @@ def intervals(figures: Mapping[str, Any], width: int) -> str:
 
 
 def ridges(figures: Mapping[str, Any], width: int) -> str:
-    """Density of log-perplexity for each domain, one above the other, with thresholds and kept band."""
-    distribution, domains = figures["distribution"], figures["domains"]
-    grid_X = np.array(distribution["nll"])
+    """Density of the scores for each domain, one above the other, with thresholds and what was kept."""
+    distribution, domains, pruning = figures["distribution"], figures["domains"], figures["pruning"]
+    signal, unit = pruning["signals"][0], pruning["unit"]
+    grid_X = np.array(distribution["score"])
     wide = width > NARROW
     left, right, row_height = (_room_for(domains), 96, 58) if wide else (8, 8, 66)
     figure, axes = _canvas(
@@ -104,38 +105,26 @@ def ridges(figures: Mapping[str, Any], width: int) -> str:
         variable = colour(domain_variable(domains, domain))
         base = -float(row)
         # Each ridge has its own height, so that a broad one can be read beside a sharp one.
-        height_X = (
-            np.array(entry["density"]) * (0.95 if wide else 0.72) / max(max(entry["density"]), 0.3 * peak)
-        )
+        height = (0.95 if wide else 0.72) / max(*entry["density"], 0.3 * peak, 1e-9)
+        density_X, kept_X = (base + height * np.array(entry[part]) for part in ("density", "kept_density"))
         axes.axhline(base, color=colour("grid"), lw=1, zorder=1)
-        axes.fill_between(grid_X, base, base + height_X, color=variable, alpha=0.18, lw=0, zorder=2 + row)
-        for low, high in _bands(entry, grid_X):
-            inside_X = np.linspace(low, high, 120)
-            axes.fill_between(inside_X, base, base + np.interp(inside_X, grid_X, height_X), color=variable,
-                              alpha=0.75, lw=0, zorder=2 + row)  # fmt: skip
-        axes.plot(grid_X, base + height_X, color=variable, lw=1.5, zorder=2 + row)
-        for end in ("low", "high"):
-            if entry[end] is not None and grid_X[0] < entry[end] < grid_X[-1]:
-                axes.plot(
-                    [entry[end]] * 2,
-                    [base, base + (1 if wide else 0.72)],
-                    color=colour("ink"),
-                    lw=1,
-                    ls=(0, (2, 2)),
-                    zorder=99,
-                )
+        edges, top = pruning["thresholds"][domain], base + (1 if wide else 0.72)
+        _ridge(axes, grid_X, density_X, kept_X, edges, (base, top), variable, zorder=2 + row)
         kept = f"{percent(entry['kept'])} kept"
         if wide:
             _text(axes, -(left - 4) / span, base + 0.22, _fitted(domain), x_in_axes=True, weight="bold")
             _text(axes, 1 + 10 / span, base + 0.22, kept, x_in_axes=True, shade="muted")
         else:
             _text(axes, 0, base + 0.84, f"{_fitted(domain)} · {kept}", x_in_axes=True)
-    axes.set_xlim(grid_X[0], grid_X[-1])
     axes.set_ylim(-len(domains) + 0.92, 1.02)
-    axes.yaxis.set_major_locator(NullLocator())
-    _perplexity_axis(axes, grid_X, 9 if wide else 5)
-    axes.set_xlabel("perplexity under the reference model (logarithmic)", color=colour("muted"), size=_TEXT)
-    return _svg(figure, f"ridges-{width}", "Distribution of perplexity by domain, with the kept band")
+    model = figures["score_model"]
+    if model in ("reference", "second"):
+        of_model = f" under the {model} model"
+    else:  # a folder, of which the last part is the name; a phone has no room for it
+        of_model = f" under {_fitted(model.rstrip('/').split('/')[-1])}" if wide else ""
+    label = f"perplexity{of_model} (logarithmic)" if unit is None else f"{signal} ({unit})"
+    _score_axis(axes, grid_X, unit, label, 9 if wide else 5)
+    return _svg(figure, f"ridges-{width}", f"Distribution of {signal} by domain, with what was kept")
 
 
 def scores(
@@ -157,22 +146,11 @@ def scores(
       name: of the drawing, unique in its page.
     """
     figure, axes = _canvas(300, 150, left=8, right=8, top=6, bottom=38)
-    grid_X, shade = np.array(score_X), colour(variable)
-    axes.fill_between(grid_X, entry["density"], color=shade, alpha=0.18, lw=0)
-    axes.fill_between(grid_X, entry["kept_density"], color=shade, alpha=0.75, lw=0)
-    axes.plot(grid_X, entry["density"], color=shade, lw=1.5)
-    for edge in edges.values():
-        if edge is not None and grid_X[0] < edge < grid_X[-1]:
-            axes.axvline(edge, color=colour("ink"), lw=1, ls=(0, (2, 2)))
-    axes.set_xlim(grid_X[0], grid_X[-1])
-    axes.set_ylim(0, 1.06 * max(max(entry["density"]), 1e-9))
-    axes.yaxis.set_major_locator(NullLocator())
-    if unit is None:
-        _perplexity_axis(axes, grid_X, 5)
-    else:
-        axes.xaxis.set_major_locator(_ticks(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
-    axes.set_xlabel(unit or "perplexity (logarithmic)", color=colour("muted"), size=_TEXT)
+    grid_X, density_X, kept_X = map(np.array, (score_X, entry["density"], entry["kept_density"]))
+    top = 1.06 * max(*entry["density"], 1e-9)
+    _ridge(axes, grid_X, density_X, kept_X, edges, (0, top), colour(variable), zorder=2)
+    axes.set_ylim(0, top)
+    _score_axis(axes, grid_X, unit, unit or "perplexity (logarithmic)", 5)
     return _svg(figure, f"scores-{name}", f"Distribution of scores, {name}")
 
 
@@ -310,13 +288,40 @@ def _text(axes: Axes, x: float, y: float, text: str, *, x_in_axes: bool, shade: 
     )
 
 
-def _bands(entry: Mapping[str, Any], grid_X: np.ndarray) -> list[tuple[float, float]]:
-    """The kept band of a domain, within the axis; none where there are no thresholds."""
-    if entry["low"] is None and entry["high"] is None:
-        return []
-    low = max(grid_X[0], -math.inf if entry["low"] is None else entry["low"])
-    high = min(grid_X[-1], math.inf if entry["high"] is None else entry["high"])
-    return [(float(low), float(high))] if low < high else []
+def _ridge(
+    axes: Axes,
+    grid_X: np.ndarray,
+    density_X: np.ndarray,
+    kept_X: np.ndarray,
+    edges: Mapping[str, float | None],
+    rise: tuple[float, float],
+    shade: str,
+    zorder: int,
+) -> None:
+    """A density from `rise[0]` on, the kept part of it dark, thresholds as dashed lines up to `rise[1]`."""
+    axes.fill_between(grid_X, rise[0], density_X, color=shade, alpha=0.18, lw=0, zorder=zorder)
+    low = grid_X[0] if edges["low"] is None else max(grid_X[0], edges["low"])
+    high = grid_X[-1] if edges["high"] is None else min(grid_X[-1], edges["high"])
+    if low < high:
+        inside_X = np.linspace(low, high, len(grid_X))
+        axes.fill_between(inside_X, rise[0], np.interp(inside_X, grid_X, kept_X), color=shade, alpha=0.75, lw=0,
+                          zorder=zorder)  # fmt: skip
+    axes.plot(grid_X, density_X, color=shade, lw=1.5, zorder=zorder)
+    for edge in edges.values():
+        if edge is not None and grid_X[0] < edge < grid_X[-1]:
+            axes.plot([edge] * 2, rise, color=colour("ink"), lw=1, ls=(0, (2, 2)), zorder=99)
+
+
+def _score_axis(axes: Axes, grid_X: np.ndarray, unit: str | None, label: str, most: int) -> None:
+    """The axis of a signal; where `unit` is None, of NLL in nats per token with ticks at round perplexities."""
+    axes.set_xlim(grid_X[0], grid_X[-1])
+    axes.yaxis.set_major_locator(NullLocator())
+    if unit is None:
+        _perplexity_axis(axes, grid_X, most)
+    else:
+        axes.xaxis.set_major_locator(_ticks(most))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}".replace("-", "−")))
+    axes.set_xlabel(label, color=colour("muted"), size=_TEXT, parse_math=False)
 
 
 def _perplexity_axis(axes: Axes, nll_X: np.ndarray, most: int) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from jaxprune.artifact import Manifest, Workdir
 from jaxprune.config import Config
 from jaxprune.data import tokenizer
 from jaxprune.data.store import SPLITS, TokenStore, totals
+from jaxprune.data.tokenizer import Encoder
 from jaxprune.evaluate import comparison
 from jaxprune.mix.weights import MANY_EPOCHS
-from jaxprune.report import documents
+from jaxprune.report import selection
 from jaxprune.report.costs import costs
 from jaxprune.train import metrics
 
 _CURVE_POINTS = 200
+_TEXT_CHARACTERS = 400
 
 # What each comparison isolates, in the order in which the page shows those whose arms were run.
 _COMPARISONS = (
@@ -38,23 +41,18 @@ _COMPARISONS = (
 )
 
 
-def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) -> dict[str, Any]:
+def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest], spill: Path) -> dict[str, Any]:
     """All figures of the report.
 
     Args:
       config: the settings of the run.
       workdir: its artifacts.
       manifests: the manifest of every stage by name, in the order in which they ran.
+      spill: folder for what does not fit in memory.
     """
     store = TokenStore(workdir.prepare / "tokens")
-    encoder = tokenizer.load(workdir.prepare / "tokenizer")
     held_out = comparison.read(workdir, config.arms, config.seeds)
     selections = json.loads((workdir.select / "summary.json").read_text())
-    pruning = _pruning(selections, store.domains)
-    thresholds = pruning["thresholds"]
-    by_domain = documents.read(
-        workdir.select / f"{pruning['selection']}.parquet", store.domains, config.select.min_tokens
-    )
     return {
         "name": config.name,
         "score_model": config.score.model,
@@ -62,12 +60,10 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) ->
         "seeds": list(config.seeds),
         "domains": list(store.domains),
         "training_tokens": manifests[f"train {next(iter(config.final_runs))}"].counts["tokens"],
-        "pruning": pruning,
+        **_selected(workdir, store, selections, spill),
         "comparisons": _comparisons(config.arms, held_out),
         "results": _results(config, held_out),
-        "distribution": documents.distribution(by_domain, thresholds),
         "composition": selections,
-        "examples": documents.examples(by_domain, thresholds, store, encoder),
         "curves": _curves(config, workdir, store.domains),
         "mixture": _mixture(config, workdir, store.domains),
         "costs": costs(config, store.vocab_size, manifests),
@@ -80,25 +76,62 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest]) ->
     }
 
 
-def _pruning(selections: dict[str, Any], domains: Sequence[str]) -> dict[str, Any]:
-    """What the selection that the page shows keeps, and the edges of its band in each domain."""
-    name = "pruned" if "pruned" in selections else next((n for n in selections if n != "none"), "none")
-    selection = selections[name]
-    rule = selection["rule"]
-    # A band of the lowest scores has no lower edge, one of the highest no upper, a random one neither.
-    edges = {"low": ("high",), "medium": ("low", "high"), "high": ("low",)}
-    has = edges.get(rule["criterion"], ()) if rule and rule["rate"] < 1 else ()
-    thresholds = {}
-    for domain in domains:
-        extent = selection["thresholds"].get(domain, selection["thresholds"].get("all", {}))
-        thresholds[domain] = {edge: extent.get(edge) if edge in has else None for edge in ("low", "high")}
-    return {
+def _selected(
+    workdir: Workdir, store: TokenStore, selections: Mapping[str, Any], spill: Path
+) -> dict[str, Any]:
+    """Of the selection that the page shows: what it keeps, the distribution of the scores, and examples."""
+    name = selection.first(selections)
+    of, rule = selections[name], selections[name]["rule"]
+    unit = selection.unit(rule)
+    with selection.connect(spill) as connection:
+        table = selection.read(connection, workdir.select / f"{name}.parquet")
+        documents = selection.ranked(table, rule)
+        thresholds = selection.edges(of, documents, store.domains)
+        lowest = 0.0 if unit is None else -math.inf
+        distribution = selection.distribution(documents, thresholds, lowest)
+        chosen = selection.choose(table, rule, thresholds, each=1)
+    pruning = {
         "selection": name,
         "rule": rule,
+        "signals": selection.signals(rule),
+        "unit": unit,
         "thresholds": thresholds,
-        "before": selection["all"]["before"],
-        "after": selection["all"]["after"],
-        "removed": selection["removed"],
+        "before": of["all"]["before"],
+        "after": of["all"]["after"],
+        "removed": of["removed"],
+    }
+    examples = _examples(chosen, store, tokenizer.load(workdir.prepare / "tokenizer"))
+    return {"pruning": pruning, "distribution": distribution, "examples": examples}
+
+
+def _examples(
+    chosen: Sequence[Mapping[str, Any]], store: TokenStore, encoder: Encoder
+) -> dict[str, list[dict[str, Any]]]:
+    """Documents to read by domain, in ascending order of score."""
+    examples: dict[str, list[dict[str, Any]]] = {domain: [] for domain in store.domains}
+    for row in chosen:
+        examples[row["domain"]].append(
+            {
+                "place": row["places"][0],
+                "kept": row["kept"],
+                "number": row["number"],
+                "id": row["id"],
+                "score": row["score"],
+                "tokens": row["n_tokens"],
+                "bytes": row["n_bytes"],
+                **_beginning(store, encoder, row["number"]),
+            }
+        )
+    return examples
+
+
+def _beginning(store: TokenStore, encoder: Encoder, number: int) -> dict[str, Any]:
+    """The first characters of a document, and whether it goes on."""
+    tokens = store.stored(number)[1:]  # without the end-of-document token that begins it
+    text = encoder.decode(np.asarray(tokens[:_TEXT_CHARACTERS]))
+    return {
+        "text": text[:_TEXT_CHARACTERS],
+        "cut": len(text) > _TEXT_CHARACTERS or len(tokens) > _TEXT_CHARACTERS,
     }
 
 

@@ -5,10 +5,10 @@ A gain is claimed only where the 95 % interval excludes zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from jaxprune.report.numbers import count, decimals, percent, perplexity, short, signed
+from jaxprune.report.numbers import count, decimals, percent, score, short, signed
 
 Verdict = Literal["better", "worse", "no difference", "no interval"]
 
@@ -34,7 +34,8 @@ def verdict(change: Mapping[str, Any]) -> Verdict:
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Sentences: `pruned`, `gains` (one for each baseline of `pruned`), `mixture`, `controls`, `caution`."""
+    """Sentences: `pruned`, `gains` (one for each baseline of `pruned`), `mixture`, `controls`, `caution`, and
+    what the charts and the documents show of the selection: `density`, `examples`."""
     against = {(entry["arm"], entry["base"]): entry for entry in figures["comparisons"]}
     return {
         "pruned": pruned(figures["pruning"]),
@@ -58,6 +59,8 @@ def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
             "Held-out loss does not settle it: in the pruning paper, perplexity on the original mix became worse "
             "under pruning while downstream tasks became better"
         ),
+        "density": _density(figures["pruning"]),
+        "examples": _examples(figures["pruning"]),
     }
 
 
@@ -113,49 +116,117 @@ def _seeds(figures: Mapping[str, Any]) -> str:
 
 
 def pruned(pruning: Mapping[str, Any]) -> str:
-    """What a selection kept, and by which rule, from its rule, its sizes before and after, and its thresholds."""
-    before, after, rule = pruning["before"], pruning["after"], pruning["rule"]
+    """What a selection kept, and by which rule, from its rule, signals in words and the unit of the first, its
+    sizes before and after, and its thresholds."""
+    before, after, rule, signal = pruning["before"], pruning["after"], pruning["rule"], pruning["signals"][0]
     if rule is None:
         return f"Nothing was pruned: all {count(before['documents'])} documents were kept."
     share = rule["rate"]
-    if rule["criterion"] == "threshold" or rule.get("rates"):  # the share follows from something else
+    if rule["criterion"] == "threshold" or rule["rates"]:  # the share follows from something else
         share = after[rule["weight"]] / max(before[rule["weight"]], 1)
     kept = (
-        f"Pruning kept {percent(share)} of the {rule['weight']}, {_kind(rule)}: "
+        f"Pruning kept {percent(share)} of the {rule['weight']}, {_kind(pruning)}: "
         f"{count(after['documents'])} of {count(before['documents'])} documents and "
         f"{short(after['tokens'])} of {short(before['tokens'])} tokens ({percent(after['tokens'] / before['tokens'])})"
     )
+    if rule["criterion"] == "threshold":
+        return f"{kept}, with the same thresholds in every domain."
+    how = "" if rule["criterion"] in ("random", "proportional") else "ranked "
     if rule["scope"] == "domain":
-        return f"{kept}, ranked inside each domain."
-    edges = next(iter(pruning["thresholds"].values()))  # the same in every domain
-    words = {"low": "from", "high": "up to" if edges["low"] is None else "to"}
-    first = rule.get("signals", ["perplexity"])[0]
-    write = perplexity if first == "perplexity" else lambda value: f"{value:.4g}"
-    band = " ".join(f"{words[edge]} {write(value)}" for edge, value in edges.items() if value is not None)
-    return f"{kept}, {f'of {_words(first)} {band}, ' if band else ''}ranked over the whole corpus."
+        return f"{kept}, {how}inside each domain{_rates(pruning)}."
+    band = _band(pruning)
+    return f"{kept}, {f'of {signal} {band}, ' if band else ''}{how}over the whole corpus."
 
 
-def _kind(rule: Mapping[str, Any]) -> str:
+def _kind(pruning: Mapping[str, Any]) -> str:
     """Which documents a rule keeps."""
-    signals = [_words(signal) for signal in rule.get("signals", ["perplexity"])]
-    joined = signals[0] if len(signals) == 1 else f"{', '.join(signals[:-1])} and {signals[-1]}"
+    rule, signals = pruning["rule"], pruning["signals"]
+    joined = _listed(signals)
     if len(signals) > 1 and rule["combine"] == "product":
         joined = f"product of the ranks of {joined}"
     match rule["criterion"]:
         case "random":
             return "chosen at random"
         case "proportional":
-            return f"drawn in proportion to exp({joined} / {rule['temperature']:g})"
+            temperature = f"{rule['temperature']:g}".replace("-", "−")
+            exponent = "log-perplexity" if pruning["unit"] is None else joined
+            return f"drawn in proportion to exp({exponent} / {temperature})"
         case "threshold":
-            return f"those of {joined} between fixed thresholds"
+            return f"those of {joined} {_band(pruning)}"
         case criterion:
             band = {"low": "lowest", "medium": "medium", "high": "highest"}[criterion]
             together = " at once" if len(signals) > 1 and rule["combine"] == "intersection" else ""
             return f"those of {band} {joined}{together}"
 
 
-def _words(signal: str) -> str:
-    return signal.replace("_", " ")
+def _band(pruning: Mapping[str, Any]) -> str:
+    """The thresholds, which are those of every domain: `from 20.1 to 54.3`; empty where there are none."""
+    edges = next(iter(pruning["thresholds"].values()))
+    words = {"low": "from", "high": "up to" if edges["low"] is None else "to"}
+    ends = ((words[end], value) for end, value in edges.items() if value is not None)
+    return " ".join(f"{word} {score(value, pruning['unit'])}" for word, value in ends)
+
+
+def _rates(pruning: Mapping[str, Any]) -> str:
+    """The shares that are kept of domains, where they are not one for all."""
+    rates, usual = pruning["rule"]["rates"], pruning["rule"]["rate"]
+    if not rates:
+        return ""
+    said = [f"{domain} {percent(rate)}" for domain, rate in list(rates.items())[:_LISTED]]
+    if len(rates) > _LISTED:
+        said.append(f"{len(rates) - _LISTED} more")
+    if set(pruning["thresholds"]) - set(rates):
+        said.append(f"of each other domain {percent(usual)}")
+    return f" ({', '.join(said)})"
+
+
+def _density(pruning: Mapping[str, Any]) -> str:
+    """What the dark part of the densities is."""
+    rule, signal, *further = pruning["rule"], *pruning["signals"]
+    shown = f"Density of documents over {signal} in each domain: "
+    if rule is None:
+        return f"{shown}all of it was kept."
+    if _is_bounded(pruning):
+        if further:
+            return (
+                f"{shown}the dark part was kept, dashed lines are the thresholds of {signal}, and what is light "
+                f"between them was removed by {_listed(further)}."
+            )
+        if rule["scope"] == "domain" and rule["criterion"] != "threshold":
+            return f"{shown}the dark band was kept, dashed lines are its thresholds, which each domain has for itself."
+        return (
+            f"{shown}the dark band was kept, dashed lines are its thresholds, and a domain that lies outside of it "
+            "loses most of its documents."
+        )
+    match rule["criterion"]:
+        case "random":
+            return f"{shown}the dark part was kept, a random draw that does not look at {signal}."
+        case "proportional":
+            preferred = "high" if rule["temperature"] > 0 else "low"
+            return f"{shown}the dark part was kept, a random draw that prefers {preferred} {signal}."
+        case _ if further and rule["combine"] == "product":
+            return (
+                f"{shown}the dark part was kept. The band is one of the product of the ranks of "
+                f"{_listed(pruning['signals'])}, so that {signal} alone has no thresholds."
+            )
+        case _:
+            return f"{shown}the dark part was kept, and no threshold of {signal} cuts it."
+
+
+def _examples(pruning: Mapping[str, Any]) -> str:
+    """Which documents are shown."""
+    at_ends = f"The documents of lowest and highest {pruning['signals'][0]} in each domain"
+    if not _is_bounded(pruning):
+        return f"{at_ends}."
+    return f"{at_ends} and, on both sides of each threshold, those that were just kept and just removed."
+
+
+def _is_bounded(pruning: Mapping[str, Any]) -> bool:
+    return any(value is not None for edges in pruning["thresholds"].values() for value in edges.values())
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _mixture(figures: Mapping[str, Any]) -> str:
@@ -179,6 +250,7 @@ def _mixture(figures: Mapping[str, Any]) -> str:
 
 def _controls(figures: Mapping[str, Any], against: Mapping[tuple[str, str], Any]) -> list[str]:
     """What the control arms say about where a gain comes from, or that they were not run."""
+    rule = figures["pruning"]["rule"]
     questions = {
         (
             "reweighted",
@@ -200,12 +272,20 @@ def _controls(figures: Mapping[str, Any], against: Mapping[tuple[str, str], Any]
         if pair in against
     ]
     follows = figures["mixture"]["method"] in ("natural", "temperature")  # weights follow what is kept
-    remixes = "pruned" in figures["arms"] and figures["pruning"]["rule"]["scope"] == "global" and follows
-    missing = [arm for arm in ("reweighted", "within_domain") if arm not in figures["arms"]]
-    if remixes and missing:
-        arms = f"arms {missing[0]} and {missing[1]} were" if len(missing) > 1 else f"arm {missing[0]} was"
+    if rule is None or "pruned" not in figures["arms"] or not follows:
+        return said
+    if rule["rates"] and rule["criterion"] != "threshold":
         said.append(
-            f"The control {arms} not run: ranking the whole corpus also changes the mixture of domains, so what "
+            "The rates of the domains also change their mixture, so what looks like a gain over no pruning may be a "
+            "gain of re-mixing; random pruning has the same rates."
+        )
+    missing = [arm for arm in ("reweighted", "within_domain") if arm not in figures["arms"]]
+    is_remixed = {"random": False, "threshold": True}.get(rule["criterion"], rule["scope"] == "global")
+    if is_remixed and missing:
+        arms = f"arms {missing[0]} and {missing[1]} were" if len(missing) > 1 else f"arm {missing[0]} was"
+        done = {"threshold": "cutting", "proportional": "drawing from"}.get(rule["criterion"], "ranking")
+        said.append(
+            f"The control {arms} not run: {done} the whole corpus also changes the mixture of domains, so what "
             "looks like a gain of pruning may be a gain of re-mixing."
         )
     return said

@@ -32,6 +32,13 @@ def perplexity(nll: float | None) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
+def score(value: float | None, unit: str | None) -> str:
+    """A signal with four digits; where `unit` is None it is NLL in nats per token, and its perplexity is written."""
+    if value is None or unit is None:
+        return perplexity(value)
+    return f"{value:.4g}".replace("-", "−")
+
+
 def decimals(value: float, digits: int = 3) -> str:
     """A fixed number of decimals."""
     return f"{value:.{digits}f}".replace("-", "−")

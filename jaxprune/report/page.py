@@ -26,7 +26,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     manifests = provenance.read(config, workdir)
 
     def make(folder: Path) -> dict[str, Any]:
-        figures = collect(config, workdir, manifests)
+        figures = collect(config, workdir, manifests, folder / "spill")
         figures = {"headline": headline(figures), **figures}
         write_json(folder / "report.json", figures)
         page = render(figures)
@@ -55,8 +55,11 @@ def environment(domains: Sequence[str]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("short", "count", "percent", "perplexity", "decimals", "signed", "duration", "scientific"):
-        made.filters[name] = getattr(numbers, name)
+    for write in (
+        *(numbers.short, numbers.count, numbers.percent, numbers.perplexity, numbers.score),
+        *(numbers.decimals, numbers.signed, numbers.duration, numbers.scientific),
+    ):
+        made.filters[write.__name__] = write
     made.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
     made.globals["charts"] = charts
     made.globals["widths"] = (charts.WIDE, charts.NARROW)

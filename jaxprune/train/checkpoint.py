@@ -11,6 +11,7 @@ import functools
 import json
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
 from jaxprune import config
 from jaxprune.artifact import StageError
@@ -29,15 +31,16 @@ Tree = Any  # a pytree of arrays
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, saved in the background."""
+    """The checkpoints of one run in `folder`, saved in the background: the newest, and some steps for good."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, newest: int, steps: Collection[int] = ()) -> None:
+        policies = [policy.LatestN(newest), policy.CustomSteps(list(steps))]
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._folder = folder.absolute()
+        self._folder, self._steps = folder.absolute(), steps
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, step: int, params: Tree, optimizer: Tree, position: dict[str, Any]) -> None:
@@ -98,10 +101,12 @@ class Checkpoints:
         return None
 
     def thin(self) -> None:
-        """Deletes the optimizer state of all checkpoints but the newest: what is kept of them is for `load_params`."""
+        """At the end of the run: deletes all but the newest checkpoint, and the parameters of the steps for good."""
         self._manager.wait_until_finished()
         for step in sorted(self._manager.all_steps())[:-1]:
-            if jax.process_index() == 0:
+            if step not in self._steps:
+                self._manager.delete(step)
+            elif jax.process_index() == 0:
                 shutil.rmtree(self._folder / str(step) / "optimizer", ignore_errors=True)
 
     def _set_aside(self, failed: dict[int, Exception]) -> None:
@@ -125,6 +130,13 @@ def saved_steps(folder: Path) -> list[int]:
         return sorted(manager.all_steps())
 
 
+def described(folder: Path, mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
+    """As `load_params`, with the shapes and shardings of the parameters in their place."""
+    made = json.loads((folder / "model.json").read_text())
+    model, vocab_size = config.Model(**made["model"]), made["vocab_size"]
+    return *transformer.abstract(model, vocab_size, mesh), model, vocab_size
+
+
 def load_params(
     folder: Path, mesh: jax.sharding.Mesh, step: int | None = None
 ) -> tuple[nnx.GraphDef, nnx.State, config.Model, int]:
@@ -140,9 +152,7 @@ def load_params(
     Raises:
       StageError: the checkpoint is damaged.
     """
-    described = json.loads((folder / "model.json").read_text())
-    model, vocab_size = config.Model(**described["model"]), described["vocab_size"]
-    graphdef, abstract = transformer.abstract(model, vocab_size, mesh)
+    graphdef, abstract, model, vocab_size = described(folder, mesh)
     try:
         with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
             restored = manager.restore(

@@ -47,6 +47,7 @@ class Plan:
     seed: int  # of the initial weights and of the order of the rows
     mesh: jax.sharding.Mesh
     backends: tuple[str, ...] = ()
+    keep_steps: tuple[int, ...] = ()  # whose parameters stay when the run is finished, beside the last
 
 
 class Interrupted(StageError):
@@ -84,7 +85,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
     )
     with jax.set_mesh(mesh):
         # 2. The state: the newest whole checkpoint, or a fresh start.
-        checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints)
+        checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints, plan.keep_steps)
         graphdef, abstract = transformer.abstract(run.model, vocab_size, mesh)
         restored = checkpoints.restore(abstract, abstract_optimizer(abstract, run.optimizer, run.steps, mesh))
         if restored is None:
@@ -167,7 +168,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     bar.add(tokens_a_step, note=log.note)
                     last = step == run.steps
                     validate = last or (run.validate_every > 0 and step % run.validate_every == 0)
-                    checkpoint = last or step % run.checkpoint_every == 0
+                    checkpoint = last or step % run.checkpoint_every == 0 or step in plan.keep_steps
                     if validate or checkpoint or stop:
                         log.step(step, previous)  # a step that diverged must not be saved
                         previous = None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
-from jaxprune.artifact import Manifest, Workdir, build, require
+from jaxprune.artifact import Manifest, Workdir, build, read_manifest, require
 from jaxprune.config import Config, identity
 from jaxprune.data.mixture import Stage
 from jaxprune.data.store import REFERENCE, TokenStore
@@ -23,10 +24,12 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
       ArtifactMissing: an earlier stage has not run.
       Interrupted, Diverged, ValueError: as `loop.fit`.
     """
+    keep_steps: tuple[int, ...] = ()
     inputs = {"prepare": require(workdir.prepare, "jaxprune prepare CONFIG").fingerprint}
     store = TokenStore(workdir.prepare / "tokens")
     if name in ("reference", "second"):
         settings, seed = (config.reference if name == "reference" else config.second), config.seed
+        keep_steps = config.vog_steps if name == "reference" else ()
         documents = store.documents(REFERENCE)
         weights = natural_weights(store, documents, settings.model.context, name)
     else:
@@ -49,14 +52,17 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
         seed=seed,
         mesh=make_mesh(config.mesh),
         backends=config.metrics,
+        keep_steps=keep_steps,
     )
-    return build(
-        workdir.run(name),
-        plan.title,
-        {"run": identity(settings), "seed": seed, "weights": list(weights)},
-        inputs,
-        lambda folder: fit(plan, folder),
-    )
+    made_by: dict[str, Any] = {"run": identity(settings), "seed": seed, "weights": list(weights)}
+    present = read_manifest(workdir.run(name))
+    if keep_steps:
+        made_by["keep_steps"] = list(keep_steps)
+    elif present is not None and present.settings == made_by | {
+        "keep_steps": present.settings.get("keep_steps")
+    }:
+        made_by = present.settings  # it keeps more than is asked for now, and is the same run
+    return build(workdir.run(name), plan.title, made_by, inputs, lambda folder: fit(plan, folder))
 
 
 def natural_weights(

@@ -12,11 +12,11 @@ from jaxprune.data.store import TRAIN, TokenStore
 LENGTH = 50
 
 
-def prepared(workdir, source, **unit):
+def prepared(workdir, source, **packing):
     prepare.run(
         config.Config(
             name="x",
-            corpus=config.Corpus(sources=(str(source),), **unit),
+            corpus=config.Corpus(sources=(str(source),), **packing),
             tokenizer=config.Tokenizer(vocab_size=400, train_bytes=40_000),
         ),
         workdir,
@@ -37,7 +37,7 @@ def unpacked(source, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(source, tmp_path_factory):
     root = tmp_path_factory.mktemp("packed")
-    return prepared(Workdir(root), source, unit="packed", sequence_tokens=LENGTH)
+    return prepared(Workdir(root), source, sequence_tokens=LENGTH)
 
 
 def test_the_sequences_of_a_domain_are_its_documents_end_to_end(unpacked, packed):
@@ -81,12 +81,19 @@ def test_a_killed_packing_is_done_again(source, packed, tmp_path, monkeypatch):
     workdir = Workdir(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(packing, "_text_bytes", killed)
-        prepared(workdir, source, unit="packed", sequence_tokens=LENGTH)
+        prepared(workdir, source, sequence_tokens=LENGTH)
     trained = []
     monkeypatch.setattr(tokenizer, "train", lambda *arguments: trained.append(arguments))
-    again = prepared(workdir, source, unit="packed", sequence_tokens=LENGTH)
+    again = prepared(workdir, source, sequence_tokens=LENGTH)
     assert not trained
     np.testing.assert_array_equal(again.tokens, packed.tokens)
     np.testing.assert_array_equal(again.offsets_N1, packed.offsets_N1)
     manifest = read_manifest(workdir.prepare)
     assert manifest and manifest.counts["documents"]
+
+
+def test_a_length_is_all_it_takes():
+    """No length is left over in what stands for a corpus of documents."""
+    assert config.identity(config.Corpus())["sequence_tokens"] is None
+    with pytest.raises(ValueError, match="sequence_tokens is 0: set a number above 0, .* or None"):
+        config.Corpus(sequence_tokens=0)

@@ -403,3 +403,28 @@ def test_real_text_of_nine_domains(tmp_path, monkeypatch):
         for row in pq.read_table(path, columns=["id", "text"]).to_pylist()
     }
     assert {name: text for name, (_, _, text) in stored(tmp_path / "prepare").items()} == texts
+
+
+def test_a_tokenizer_that_changes_texts_is_said_to(tmp_path, capsys):
+    """What reads texts asks for it (prune/texts.py); one that gives them back is not marked."""
+    pytest.importorskip("tokenizers")
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    corpus(tmp_path / "corpus")
+    for name, normalizer in (("nfd", normalizers.NFD()), ("whole", None)):
+        model = Tokenizer(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
+        if normalizer is not None:
+            model.normalizer = normalizer
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<eod>"], show_progress=False)  # fmt: skip
+        model.train_from_iterator(["the words"], trainer)
+        model.save(str(tmp_path / f"{name}.json"))
+        own = dataclasses.replace(
+            settings(tmp_path / "corpus"), tokenizer=config.Tokenizer(path=str(tmp_path / f"{name}.json"))
+        )
+        prepare.run(own, Workdir(tmp_path / name))
+        is_marked = tokenizer.read_meta(tmp_path / name / "prepare" / "tokenizer").get("lossless") is False
+        said = "nfd.json changes texts" in " ".join(capsys.readouterr().err.split())
+        assert is_marked == said == (name == "nfd")

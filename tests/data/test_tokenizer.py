@@ -152,6 +152,25 @@ def test_hugging_face_special_tokens_in_text_are_text(tmp_path):
     assert len(tokens) > 1
 
 
+def test_special_tokens_of_a_prompt_are_special(tmp_path):
+    encoder = adopt(tmp_path / "out", hugging_face(tmp_path / "tokenizer.json", special=True))
+    prompt, text = "<|user|>the fox<|endoftext|>", "<|user|>"
+    [tokens] = encoder.encode([prompt], special=True)
+    assert tokens[-1] == encoder.eod_id and encoder.decode(tokens) == prompt
+    assert tokens[1:-1].tolist() == encoder.encode(["the fox"])[0].tolist()
+    assert tokens[0] not in encoder.encode([text])[0]  # they are text again
+
+
+def test_a_tokenizer_that_changes_texts_is_found_out(tmp_path):
+    adopt(tmp_path / "out", hugging_face(tmp_path / "tokenizer.json", special=True))
+    assert tokenizer.check_lossless(["The  fox\n", "ﬁve"], tmp_path / "out")
+    assert "lossless" not in tokenizer.read_meta(tmp_path / "out")
+    adopt(tmp_path / "other", train_existing(tmp_path / "own.model", normalization_rule_name="nmt_nfkc"))
+    before = tokenizer.read_meta(tmp_path / "other")
+    assert not tokenizer.check_lossless(["the fox", "two  spaces", "ﬁve"], tmp_path / "other")
+    assert tokenizer.read_meta(tmp_path / "other") == {**before, "lossless": False}
+
+
 def test_sentencepiece_model_of_others(tmp_path):
     encoder = adopt(tmp_path / "out", train_existing(tmp_path / "own.model"))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "own.model"))

@@ -273,6 +273,10 @@ def test_what_a_llama_cannot_be_is_named(tmp_path, settings: dict, message: str)
 def test_files_that_are_not_there_or_damaged_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="has no config.json"):
         huggingface.load(tmp_path, mesh_of())
+    for text, said in (('{"vocab_size": 3', "is not valid JSON"), ("[]", "holds no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json " + said):
+            huggingface.load(tmp_path, mesh_of())
     folder = write(tmp_path / "model")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-5])

@@ -11,15 +11,18 @@ from jaxprune.model.sharding import ACT_BT
 from jaxprune.progress import meter
 from jaxprune.prune.signals import ask_llm
 
+USER = 7
 ASK = Ask(prompt="Is <{text}> good?", yes="y", no="nope", max_tokens=40)
 
 
 class Letters:
-    """A token for each printable character of ASCII, and EOD."""
+    """A token for each printable character of ASCII, and EOD; with `special`, 7 for <|user|>."""
 
     vocab_size, eod_id = VOCAB, EOD
 
-    def encode(self, texts):
+    def encode(self, texts, special=False):
+        if special:
+            texts = [text.replace("<|user|>", chr(USER + 31)) for text in texts]
         return [np.array([ord(letter) - 31 for letter in text], np.int32) for text in texts]
 
     def decode(self, tokens):
@@ -31,7 +34,7 @@ def store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("store"), random_documents(20))
 
 
-def measured(store, numbers=None, mesh=None, params=None, ask=ASK):
+def measured(store, numbers=None, mesh=None, params=None, ask=ASK, vocab_size=VOCAB):
     mesh = mesh or mesh_of(1)
     graphdef, own = model_on(mesh)
     measure = ask_llm.measure_by(
@@ -41,6 +44,7 @@ def measured(store, numbers=None, mesh=None, params=None, ask=ASK):
         mesh,
         context=CONTEXT,
         batch_tokens=400,
+        vocab_size=vocab_size,
         encoder=Letters(),
         decoder=Letters(),
     )
@@ -121,6 +125,51 @@ def test_order_and_batch_mates_change_no_bit_and_devices_only_rounding(store, ta
         assert measured(store, part).equals(table.take(part))
     mesh = mesh_of(8, replica=2, fsdp=2, tensor=2)
     np.testing.assert_allclose(measured(store, mesh=mesh)["ask_llm"], table["ask_llm"], rtol=1e-4, atol=1e-4)
+
+
+def test_special_tokens_are_spelt_in_the_question_only(tmp_path):
+    """The document holds the spelling, and the question the token."""
+    spelt = Letters().encode(["<|user|>"])[0]
+    store = write_store(tmp_path, [np.concatenate([[EOD], spelt])])
+    ask = Ask(prompt="<|user|>Is {text}?", yes="y", no="n")
+    [odds] = measured(store, ask=ask)["ask_llm"].to_pylist()
+    tokens = np.concatenate([[EOD, USER], *Letters().encode(["Is "]), spelt, *Letters().encode(["?"])])
+    table_DV = np.asarray(nnx.merge(*model_on(mesh_of(1))).unembedding(), np.float64)
+    yes, no = (ord(answer) - 31 for answer in "yn")
+    assert odds == pytest.approx(last_hidden(tokens) @ (table_DV[:, yes] - table_DV[:, no]), rel=1e-4)
+
+
+def test_the_texts_of_a_sequence_are_shown_with_a_blank_line_between(tmp_path):
+    class Lines(Letters):
+        """With a token for the end of a line, too."""
+
+        def encode(self, texts, special=False):
+            return [np.where(tokens < 0, 90, tokens) for tokens in super().encode(texts, special)]
+
+    packed = np.array([EOD, 40, 41, EOD, 42, 43])
+    store = write_store(tmp_path, [packed])
+    mesh = mesh_of(1)
+    graphdef, params = model_on(mesh)
+    settings = {"context": CONTEXT, "batch_tokens": 400, "vocab_size": VOCAB, "decoder": Letters()}
+    measure = ask_llm.measure_by(ASK, graphdef, params, mesh, encoder=Lines(), **settings)
+    with meter("ask", None, "tokens") as progress:
+        [odds] = measure(store, np.array([0]), progress)["ask_llm"].to_pylist()
+    hidden_D = last_hidden(prompt(np.array([40, 41, 90, 90, 42, 43])))
+    table_DV = np.asarray(nnx.merge(graphdef, params).unembedding(), np.float64)
+    assert odds == pytest.approx(
+        hidden_D @ (table_DV[:, ord("y") - 31] - table_DV[:, ord("n") - 31]), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("part", "ask"), [
+    ("answers", {"prompt": "{text}", "yes": "y", "no": "n"}),
+    ("question", {"prompt": "{text}y", "yes": "A", "no": "B"}),
+    ("document", {"prompt": "{text}", "yes": "A", "no": "B"}),
+])  # fmt: skip
+def test_a_token_that_the_model_does_not_know_is_an_error(tmp_path, part, ask):
+    store = write_store(tmp_path, [np.array([EOD, 60 if part == "document" else 1])])
+    with pytest.raises(ValueError, match="and the model knows 50: give it the tokenizer"):
+        measured(store, ask=Ask(**ask), vocab_size=50)
 
 
 def test_errors_say_what_to_do(store):

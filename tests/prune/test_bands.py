@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 import pytest
 from ibis import _
 
-from jaxprune.config import Select
+from jaxprune.config import Config, Select
 from jaxprune.prune import cuts
 from jaxprune.prune.bands import select, uniform
+from jaxprune.settings import notes
 
 CRITERIA = ("low", "medium", "high", "random", "proportional")
 
@@ -36,7 +37,8 @@ def corpus(n: int, seed: int = 0, domains: str = "xyz", ties: bool = False) -> p
 
 
 def decide(scores: pa.Table, rule: Select, seed: int = 0) -> pa.Table:
-    return select(ibis.memtable(scores), rule, seed).order_by("id").to_pyarrow()
+    order = "number" if "number" in scores.column_names else "id"
+    return select(ibis.memtable(scores), rule, seed).order_by(order).to_pyarrow()
 
 
 def kept(scores: pa.Table, rule: Select, seed: int = 0) -> set[str]:
@@ -215,7 +217,9 @@ def by_hand(scores: pa.Table, rule: Select, seed: int = 0) -> set[str]:
             kept |= band(lambda row: row["draw"], 0, rate)
         elif rule.criterion == "proportional":
             kept |= band(
-                lambda row: row["values"][0] / rule.temperature - math.log(-math.log(row["draw"])), 1 - rate, 1
+                lambda row: row["values"][0] / rule.temperature - math.log(-math.log(row["draw"])),
+                1 - rate,
+                1,
             )
         elif len(rule.signals) == 1:
             kept |= band(lambda row: row["values"][0], *edges[rule.criterion])
@@ -387,3 +391,38 @@ def test_no_rule_keeps_everything():
     scores = corpus(10)
     decided = select(ibis.memtable(scores), None).to_pyarrow()
     assert decided["kept"].to_pylist() == [True] * 10 and set(decided["reason"].to_pylist()) == {""}
+
+
+WRONG = {
+    "name one signal or more, each once": {"signals": ("nll", "nll")},
+    "proportional, which takes one signal": {"criterion": "proportional", "signals": ("nll", "density")},
+    "threshold but select.low and select.high are None": {"criterion": "threshold"},
+    "set a higher select.high": {"criterion": "threshold", "low": 3.0, "high": 2.0},
+    "select.low is nan: set a finite number": {"low": math.nan},
+    "set select.scope to domain, or give no rates": {"rates": {"x": 0.5}},
+    "set shares from 0 to 1": {"scope": "domain", "rates": {"x": 1.5}},
+    "select.temperature is 0.0: set a finite number that is not 0": {"temperature": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_settings_are_refused(message):
+    with pytest.raises(ValueError, match=message):
+        Select(**WRONG[message])
+
+
+@pytest.mark.parametrize(
+    ("rule", "unused"),
+    [
+        ({"low": 1.0, "temperature": 2.0}, {"select.temperature", "select.low"}),
+        ({"combine": "product", "information_per": "byte"}, {"select.combine", "select.information_per"}),
+        ({"criterion": "threshold", "low": 1.0, "rate": 0.1}, {"select.rate"}),
+        ({"criterion": "proportional", "temperature": -1.0}, set()),
+        ({"signals": ("perplexity", "information"), "combine": "product", "information_per": "byte"}, set()),
+    ],
+)
+def test_settings_without_effect_are_said(rule, unused):
+    said = " ".join(notes(Config(name="x", select=Select(**rule), arms=("pruned",))))
+    assert {name for name in said.replace(",", "").split() if name.startswith("select.")} - {
+        "select.criterion", "select.signals",
+    } == unused  # fmt: skip

@@ -47,6 +47,14 @@ def test_it_is_the_bytes_of_the_text_over_those_of_its_compressed_form(prepare, 
     assert found["non-ascii"] > 1.2 * len(text) / len(zlib.compress(text.encode(), 9))
 
 
+def test_the_texts_of_a_sequence_are_compressed_with_a_blank_line_between(tmp_path):
+    store = text_store(tmp_path, [[PROSE, "", PROSE[:50]]])
+    [found] = compression.load(tmp_path / "tokenizer")(store, np.arange(1), Silent())[
+        "compression"
+    ].to_pylist()
+    assert found == compression.ratio(f"{PROSE}\n\n{PROSE[:50]}".encode())
+
+
 def test_the_order_of_documents_does_not_matter(prepare, store):
     measure = compression.load(prepare / "tokenizer")
     together = measure(store, np.arange(len(TEXTS)), Silent()).to_pylist()

@@ -1,11 +1,14 @@
 """Density: the sketch against the kernel that it estimates, and what ranks high."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import norm
 
+from jaxprune.artifact import Workdir
 from jaxprune.config import Density
 from jaxprune.prune.signals import density
 from tests.texts import Silent, token_store
@@ -120,6 +123,32 @@ def test_words_in_another_order_are_another_document_but_a_near_one(tmp_path):
     assert abs(x[0] @ x[3]) < 0.3
 
 
+def test_the_ends_of_documents_inside_a_sequence_are_no_words(tmp_path):
+    """Nor are the tokens on both sides of one a pair: neither is in the sums, which are exact."""
+    packed, apart, whole = (
+        token_store(tmp_path / name, [document]) for name, document in
+        (("packed", [1, 2, 0, 3, 4]), ("apart", [1, 2, 0, 0, 3, 4, 0]), ("whole", [1, 2, 3, 4]))
+    )  # fmt: skip
+    x, same, other = (
+        next(density._hashed(store, 4096)(np.arange(1)))[1][0] for store in (packed, apart, whole)
+    )
+    assert np.count_nonzero(x) == 4 + 2  # in so many dimensions all are apart
+    assert np.count_nonzero(other) == 4 + 3
+    assert (x == same).all()
+
+
+@pytest.mark.parametrize("counted", [1, 7, 10_000])
+def test_the_counters_hold_every_document_once(documents, tmp_path, monkeypatch, counted):
+    store = token_store(tmp_path / "tokens", documents, vocab_size=2000)
+    together = densities(store, SMALL)
+    monkeypatch.setattr(density, "_COUNTED", counted)
+    assert densities(store, SMALL).tolist() == together.tolist()
+    [[_, x_BD]] = density._hashed(store, SMALL.dimensions)(np.arange(store.n_documents))
+    bucket_BR = density._Hashes(SMALL, SMALL.dimensions)(x_BD)
+    same_BBR = bucket_BR[:, None] == bucket_BR[None]
+    assert together.tolist() == np.log(same_BBR.sum(axis=1).sum(axis=1) / SMALL.rows).tolist()
+
+
 def test_given_embeddings_are_found_by_their_id(tmp_path):
     x = np.random.default_rng(3).normal(size=(10, 4)).astype(np.float32)
     store, settings = given(tmp_path, x, rows=50, buckets=100)
@@ -143,5 +172,21 @@ def test_embeddings_that_do_not_fit_say_so(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         densities(store, settings)
     with pytest.raises(ValueError, match="no .npy or .parquet file"):
-        density.inputs(Density(embeddings=str(tmp_path / "nowhere.npy")))
-    assert density.inputs(Density()) == {}
+        density.inputs(Density(embeddings=str(tmp_path / "nowhere.npy")), Workdir(tmp_path))
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"id": ["a"], "vectors": [[1.0]]}), path)
+    with pytest.raises(ValueError, match="has the columns id, vectors: give it the columns id and vector"):
+        densities(store, Density(embeddings=str(path)))
+    pq.write_table(pa.table({"id": ["a", "b", "b"], "vector": [[1.0]] * 3}), path)
+    with pytest.raises(ValueError, match="holds 2 embeddings of document b"):
+        densities(store, Density(embeddings=str(path)))
+
+
+def test_given_embeddings_are_told_apart_by_their_content(tmp_path):
+    def inputs(name: str, x) -> dict[str, str]:
+        np.save(tmp_path / name, x)
+        os.utime(tmp_path / name, (1, 1))
+        return density.inputs(Density(embeddings=str(tmp_path / name)), Workdir(tmp_path))
+
+    assert density.inputs(Density(), Workdir(tmp_path)) == {}
+    assert inputs("x.npy", np.ones(4)) == inputs("y.npy", np.ones(4)) != inputs("z.npy", np.zeros(4))

@@ -84,6 +84,15 @@ def test_a_word_is_hashed_once_more_where_no_more_are_remembered(store, prepare,
     assert weights(store, prepare, target).tolist() == remembered.tolist()
 
 
+def test_a_sequence_is_read_as_its_texts_with_a_space_between(tmp_path, target):
+    """Words on both sides of the end of a document are not one word, and its spelling is none."""
+    pieces = ["the judge held", "that the appeal", "was dismissed"]
+    packed = text_store(tmp_path / "packed", [pieces, *TEXTS[2:4]])
+    plain = text_store(tmp_path / "plain", [" ".join(pieces), *TEXTS[2:4]])
+    found = weights(packed, tmp_path / "packed", target, range(3))
+    assert found.tolist() == weights(plain, tmp_path / "plain", target, range(3)).tolist()
+
+
 def test_a_changed_target_is_another_input(target):
     before = dsir.inputs(Corpus(), target)
     with open(target, "a") as file:

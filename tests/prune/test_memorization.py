@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -92,3 +93,12 @@ def test_order_batch_mates_and_devices_change_nothing(store, table):
 def test_a_model_of_a_short_context_is_refused():
     with pytest.raises(ValueError, match="reads 64 tokens, more than the model's context of 63"):
         memorization.measure_by(*model_on(mesh_of(1)), mesh_of(1), context=63, batch_tokens=400)
+
+
+def test_a_model_whose_logits_are_no_numbers_knows_nothing(store):
+    """Not a share of 0, which would be kept before all others."""
+    graphdef, params = model_on(mesh_of(1))
+    params = jax.tree.map(lambda x: x * jnp.nan, params)
+    measure = memorization.measure_by(graphdef, params, mesh_of(1), context=CONTEXT, batch_tokens=400)
+    with meter("memorization", None, "tokens") as progress:
+        assert np.isnan(measure(store, np.arange(2), progress)["memorization"].to_numpy()).all()

@@ -196,14 +196,63 @@ def test_a_tokenizer_of_another_model_is_an_error(workdir, tmp_path) -> None:
 
 
 def test_a_fingerprint_is_of_the_content(workdir, folder, tmp_path) -> None:
-    before = models.fingerprint(str(folder), workdir)
+    def of(folder: Path, **score) -> str:
+        return models.fingerprint(str(folder), settings(folder, **score), workdir)
+
+    before = of(folder)
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     os.utime(copy / "model.safetensors", (1, 1))
-    assert models.fingerprint(str(copy), workdir) == before
+    write_json(copy / "generation_config.json", {"temperature": 1})
+    assert of(copy) == of(copy, dtype="float32") == before
+    assert of(copy, dtype="bfloat16") != before
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    for place in (len(weights) // 3, len(weights) - 1):
+        weights[place] ^= 1
+        (copy / "model.safetensors").write_bytes(weights)
+        assert of(copy) != before
+        weights[place] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert of(copy) == before
     write_json(copy / "tokenizer_config.json", {"eos_token": "<|endoftext|>"})
-    assert models.fingerprint(str(copy), workdir) != before
-    assert models.fingerprint(str(write_model(tmp_path / "other", seed=1)), workdir) != before
+    assert of(copy) != before
+    assert of(write_model(tmp_path / "other", seed=1)) != before
+
+
+def test_weights_are_read_once(folder, tmp_path, capsys) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for count in (1, 0):
+        models.fingerprint(str(copy), settings(copy), Workdir(tmp_path))
+        assert capsys.readouterr().err.count("reading the weights of copy") == count
+    os.utime(copy / "model.safetensors", (1, 1))
+    models.fingerprint(str(copy), settings(copy), Workdir(tmp_path))
+    assert "reading the weights of copy" in capsys.readouterr().err
+
+
+def test_a_model_computes_in_the_type_of_its_weights_or_as_asked(folder, tmp_path) -> None:
+    for stored, wanted in (("bfloat16", "bfloat16"), ("float16", "float32"), ("float32", "float32")):
+        model = write_model(tmp_path / stored, torch_dtype=stored)
+        assert models.settings(str(model), settings(model)).dtype == wanted
+        for asked in ("float32", "bfloat16"):
+            assert models.settings(str(model), settings(model, dtype=asked)).dtype == asked
+    given = models.load(str(folder), settings(folder, dtype="bfloat16"), Workdir(tmp_path))
+    assert nnx.merge(given.graphdef, given.params).model.dtype == "bfloat16"
+
+
+def test_checking_a_model_leaves_the_threads_to_who_encodes(folder, monkeypatch) -> None:
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    models.check(str(folder))
+    tokenizer.of_model(folder).decode(np.array([5]))
+    assert "RAYON_NUM_THREADS" not in os.environ
+    tokenizer.of_model(folder, 3).encode(["text"])
+    assert os.environ["RAYON_NUM_THREADS"] == "3"
+
+
+def test_a_folder_of_another_stage_is_no_model(tmp_path) -> None:
+    write_json(tmp_path / "manifest.json", {"stage": "prepare", "settings": {}})
+    with pytest.raises(ValueError, match="holds no training run, but another stage"):
+        models.check(str(tmp_path))
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path) -> None:
@@ -220,11 +269,13 @@ def test_a_run_from_elsewhere_brings_its_tokenizer(workdir, tmp_path, monkeypatc
     run = there.run("final-0")
     run.mkdir(parents=True)
     write_json(run / "manifest.json", {"stage": "train final-0", "settings": {"seed": 0}})
+    model = dict(d_model=32, n_heads=4, n_layers=2, context=100)
+    write_json(run / "model.json", {"model": model, "vocab_size": 400})
     with pytest.raises(ValueError, match="has no tokenizer at"):
         models.check(str(run))
     shutil.copytree(workdir.prepare / "tokenizer", there.prepare / "tokenizer")
     mesh = mesh_of(8)
-    loaded = (*model_on(mesh), config.Model(d_model=32, n_heads=4, n_layers=2, context=100), 400)
+    loaded = (*model_on(mesh), config.Model(**model), 400)
     monkeypatch.setattr(models, "load_params", lambda folder, mesh: loaded)
     assert models.load(str(run), settings(run), workdir).encoder is None
     shutil.rmtree(there.prepare)

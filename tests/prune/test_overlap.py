@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
-from scoring import CONTEXT, VOCAB, mesh_of, model_on, random_documents, write_store
+from scoring import CONTEXT, MODEL, VOCAB, mesh_of, model_on, random_documents, write_store
 
+from jaxprune import config
+from jaxprune.artifact import Workdir, write_json
+from jaxprune.data.store import TRAIN
+from jaxprune.model import flops
 from jaxprune.model.sharding import ACT_BT, BATCH
 from jaxprune.progress import meter
+from jaxprune.prune import score
 from jaxprune.prune.score import Scorer
+from jaxprune.prune.windows import cut
 from jaxprune.train.step import make_score_step
 
 OVERLAP = 60
@@ -91,3 +97,23 @@ def test_without_overlap_a_row_is_scored_as_in_training_runs(store):
         np.testing.assert_array_equal(
             step(params, tokens_BS, length_B, zero_B), step(params, tokens_BS, length_B)
         )
+
+
+def test_the_cost_counts_what_overlaps_again(store, tmp_path, monkeypatch):
+    """All targets that windows hold, each at the forward pass's price."""
+    workdir = Workdir(tmp_path)
+    for folder in (workdir.prepare, workdir.run("reference")):
+        folder.mkdir(parents=True)
+        write_json(folder / "manifest.json", {"stage": "any", "settings": {}})
+    (workdir.prepare / "tokens").symlink_to(store.folder)
+    mesh = mesh_of(1)
+    scorer = Scorer(*model_on(mesh), mesh, context=CONTEXT, batch_tokens=800, overlap=OVERLAP)
+    monkeypatch.setattr(Scorer, "named", lambda *_: scorer)
+    settings = config.Config(
+        name="x", score=config.Score(overlap=OVERLAP, shard_documents=5), reference=config.Run(model=MODEL)
+    )
+    found = score.run(settings, workdir).counts["flops"]
+    length_W = cut(store.offsets_N1, store.documents(TRAIN), CONTEXT, OVERLAP).length_W
+    assert length_W.sum() > 1.2 * score.run(settings, workdir).counts["tokens"]
+    price = flops.train_flops_per_token(MODEL, VOCAB, CONTEXT) / 3
+    assert found == pytest.approx(length_W.sum() * price)

@@ -60,6 +60,14 @@ def test_noise_is_at_the_ends_of_the_ranks(store, documents):
     assert std[ONE] == std[GIBBERISH] == 0 < std[EVEN] < std[natural].min()  # all words equally common
 
 
+def test_the_ends_of_documents_inside_a_sequence_do_not_count(tmp_path):
+    packed = token_store(tmp_path / "packed", [[0, 1, 1, 2, 0, 1, 3], [2, 2, 4], [5, 0, 1, 1, 1, 0]])
+    plain = token_store(tmp_path / "plain", [[1, 1, 2, 1, 3], [2, 2, 4], [5, 1, 1, 1]])
+    found, expected = (prior.load(store)(store, np.arange(3), Silent()) for store in (packed, plain))
+    for column in ("prior_mean", "prior_std"):
+        np.testing.assert_allclose(found[column], expected[column], rtol=1e-12)
+
+
 def test_a_document_measured_alone_is_bitwise_the_same(store):
     measure = prior.load(store)
     together = measure(store, np.arange(20), Silent()).to_pylist()

@@ -17,7 +17,8 @@ from jaxprune.artifact import Workdir, write_json
 from jaxprune.data.store import TRAIN
 from jaxprune.model.sharding import ACT_BT, ROWS
 from jaxprune.progress import meter
-from jaxprune.prune import score, shards
+from jaxprune.prune import models, score, shards
+from jaxprune.prune.signals import el2n
 from jaxprune.train.step import init_state, make_train_step
 
 
@@ -134,11 +135,24 @@ def test_a_long_document_is_the_sum_of_its_windows_scored_alone(store, scorer, s
     assert scored["nll_sum"][number].as_py() == sum(alone)
 
 
-def test_a_diverged_model_is_an_error_that_names_a_document(store, scorer):
+def test_a_number_that_is_not_finite_is_an_error_that_names_document_and_signal(store, tmp_path):
     broken = scorer_on(mesh_of(1))
     broken.params = jax.tree.map(lambda x: x * jnp.nan, broken.params)
-    with pytest.raises(ValueError, match="document 3 is nan"):
-        scores(broken, store, np.array([3, 4]))
+    for load, column in ((broken, "nll_sum"), (el2n.measure_by(broken), "el2n_sum")):
+        said = rf"score: x: {column} of document document 3 is nan \(and of 1 others not finite\): so it is"
+        with pytest.raises(ValueError, match=said):
+            shards.fill(
+                tmp_path, "score: x", store, np.array([3, 4]), 9, lambda _, load=load: load, "so it is"
+            )
+    assert not list(tmp_path.glob("part-*"))
+    shards.check_finite(pa.table({"number": [3], "x": pa.array([None], pa.float64())}), "x", store)
+    with pytest.raises(ValueError, match="x of document document 4 is inf"):
+        shards.check_finite(pa.table({"number": [3, 4], "x": [1.0, np.inf]}), "x", store)
+
+
+def test_only_training_here_is_blamed_for_training():
+    assert "lower second.optimizer.peak_lr and train it again" in models.fault("second")
+    assert "peak_lr" not in models.fault("/somewhere/llama")
 
 
 class Killed(BaseException):
@@ -169,7 +183,7 @@ class Counting:
 
 def fill(folder: Path, store, scorer, shard_documents: int = 9) -> None:
     folder.mkdir(exist_ok=True)
-    shards.fill(folder, "score", store, store.documents(TRAIN), shard_documents, lambda: scorer)
+    shards.fill(folder, "score", store, store.documents(TRAIN), shard_documents, lambda _: scorer)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from jaxprune import config
 from jaxprune.artifact import Workdir
 from jaxprune.progress import meter
 from jaxprune.prune.criteria import CRITERIA, sources_of
-from jaxprune.prune.score import Scorer
+from jaxprune.prune.score import Scorer, settings_of
 from jaxprune.prune.signals import second
 from jaxprune.prune.signals.stage import SOURCES
 
@@ -72,3 +72,27 @@ def test_a_signal_of_two_models_needs_two(signal) -> None:
     assert sources_of(settings) == ("second",) and "second" in SOURCES
     assert settings.scorers == ("reference", "second")
     assert made(second="a folder").scorers == ("reference",)
+    unread = config.Config(name="x", score=config.Score(second="second"))
+    assert unread.models == unread.scorers == ("reference",)
+
+
+def test_two_models_are_compared_in_the_same_windows() -> None:
+    """And what is not said is the same artifact as what says it."""
+
+    def context(*signals: str, **score) -> int:
+        settings = config.Config(
+            name="x",
+            score=config.Score(second="second", signals=signals, **score),
+            reference=config.Run(model=config.Model(context=512)),
+            second=config.Run(model=config.Model(context=256)),
+        )
+        made = {name: SOURCES[name].settings(settings) for name in sources_of(settings) if name == "second"}
+        assert all(found == settings_of(settings) for found in made.values())
+        assert bool(made) == ("ratio" in signals)
+        return settings_of(settings)["context"]
+
+    assert context("ratio") == context("ratio", context=256) == 256
+    assert context("ratio", context=100) == 100
+    assert context() == context(context=512) == 512
+    with pytest.raises(ValueError, match="score.context is 300: set 256, the context of the model second"):
+        context("ratio", context=300)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxprune.artifact import Workdir, write_json
+from jaxprune.artifact import ArtifactMissing, Workdir, write_json
 from jaxprune.config import Config, Select
 from jaxprune.prune import select
 
@@ -108,3 +108,91 @@ def test_the_same_scores_in_other_shards_give_the_same_files(workdir, tmp_path):
         for kind in ("parquet", "npy"):
             ours, theirs = workdir.select / f"{name}.{kind}", other.select / f"{name}.{kind}"
             assert ours.read_bytes() == theirs.read_bytes()
+
+
+def add_signal(workdir, name, column, numbers, values, parts=2):
+    """A signal's artifact, in shards of its own."""
+    folder = workdir.signal(name)
+    folder.mkdir(parents=True)
+    table = pa.table({"number": numbers, column: values})
+    size = -(-len(table) // parts)
+    for part in range(parts):
+        pq.write_table(table.slice(size * part, size), folder / f"part-{part:05d}.parquet")
+    write_json(folder / "manifest.json", {"stage": name, "settings": {"parts": parts}})
+
+
+@pytest.mark.parametrize("combine", ["intersection", "product"])
+def test_a_signal_of_another_artifact_is_laid_beside_the_scores(workdir, combine, monkeypatch):
+    monkeypatch.setattr("jaxprune.prune.cuts._WHOLE", 8)
+    values = np.random.default_rng(4).normal(size=90)
+    add_signal(workdir, "density", "density", np.arange(100, 190), values, parts=7)
+    rule = Select(signals=("perplexity", "density"), combine=combine, criterion="high", rate=0.5)
+    select.run(Config(name="x", select=rule, arms=("pruned",)), workdir)
+    table = pq.read_table(workdir.select / "pruned.parquet")
+    assert table["number"].to_pylist() == list(range(100, 190))
+    assert table["density"].to_pylist() == values.tolist()
+    assert (
+        np.load(workdir.select / "pruned.npy").tolist() == table.filter(table["kept"])["number"].to_pylist()
+    )
+    summary = json.loads((workdir.select / "summary.json").read_text())["pruned"]
+    assert summary["all"]["after"]["documents"] == 30
+    if combine == "product":
+        assert summary["thresholds"] == {}
+    else:
+        inside = values[table["kept"].to_numpy()]
+        assert summary["thresholds"]["all"]["density"] == {"low": inside.min(), "high": inside.max()}
+        assert set(table["reason"].to_pylist()) <= {
+            "", "under 8 tokens", "below the band of perplexity", "below the band of density",
+        }  # fmt: skip
+
+
+def test_a_signal_of_other_documents_is_refused(workdir):
+    add_signal(workdir, "density", "density", np.arange(101, 191), np.zeros(90))
+    settings = Config(name="x", select=Select(signals=("density",)), arms=("pruned",))
+    with pytest.raises(ValueError, match="density holds other documents than .*: delete it"):
+        select.run(settings, workdir)
+
+
+def test_a_signal_that_is_not_computed_names_the_command(workdir):
+    settings = Config(name="x", select=Select(signals=("information",)), arms=("pruned",))
+    with pytest.raises(ArtifactMissing, match="unigram is not there yet: run `jaxprune score CONFIG`"):
+        select.run(settings, workdir)
+
+
+def test_an_input_that_changes_makes_the_selection_again(workdir):
+    add_signal(workdir, "density", "density", np.arange(100, 190), np.arange(90.0))
+    settings = Config(name="x", select=Select(signals=("density",), criterion="low"), arms=("pruned",))
+    first = select.run(settings, workdir)
+    write_json(workdir.signal("density") / "manifest.json", {"stage": "density", "settings": {"other": 1}})
+    assert select.run(settings, workdir).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("weight", ["documents", "tokens"])
+def test_the_controls_of_a_threshold_keep_what_it_keeps(workdir, weight):
+    """4 <= score: the domain `hard`, 30 of the 60 documents that are ranked."""
+    rule = Select(criterion="threshold", low=4.0, weight=weight, rate=0.1)
+    select.run(Config(name="x", select=rule, arms=ARMS, seeds=(0,)), workdir)
+    summary = json.loads((workdir.select / "summary.json").read_text())
+    pruned = summary["pruned"]
+    assert pruned["domains"]["hard"]["after"]["documents"] == 30 == pruned["all"]["after"]["documents"]
+    assert pruned["removed"] == {"below the threshold": 30, "under 8 tokens": 30}
+    kept, random, within = (
+        summary[name]["all"]["after"][weight] for name in ("pruned", "random-0", "within_domain")
+    )
+    most = 300 if weight == "tokens" else 1  # of one document
+    assert abs(random - kept) < most and abs(within - kept) < 2 * most
+    if weight == "documents":
+        assert random == kept
+        domains = summary["within_domain"]["domains"]
+        assert [domains[d]["after"]["documents"] for d in ("easy", "hard", "short")] == [15, 15, 0]
+        assert summary["within_domain"]["thresholds"]["easy"]["low"] > 2.2  # its upper half
+        assert summary["random-0"]["rule"]["rate"] == 0.5
+
+
+def test_the_control_of_draws_in_domains_keeps_their_rates(workdir):
+    rule = Select(criterion="high", scope="domain", rates={"easy": 0.1}, rate=0.5)
+    select.run(Config(name="x", select=rule, arms=("pruned", "random"), seeds=(0,)), workdir)
+    summary = json.loads((workdir.select / "summary.json").read_text())
+    for name in ("pruned", "random-0"):
+        kept = {d: of["after"]["documents"] for d, of in summary[name]["domains"].items()}
+        assert kept == {"easy": 3, "hard": 15, "short": 0}

@@ -31,7 +31,7 @@ def measure(store, numbers, progress):
     return pa.table({"number": numbers, "value": values})
 
 print("ready", flush=True)
-shards.fill(folder, "test", store, store.documents(TRAIN), 20, lambda: measure)
+shards.fill(folder, "test", store, store.documents(TRAIN), 20, lambda _: measure)
 """
 DOCUMENTS = 600
 

@@ -13,7 +13,7 @@ from jaxprune.artifact import Manifest, Workdir, read_manifest
 from jaxprune.config import Config, Density, Score, Select, Zip
 from jaxprune.data.store import TRAIN
 from jaxprune.prune.criteria import CRITERIA
-from jaxprune.prune.signals import stage
+from jaxprune.prune.signals import joint, stage
 from tests.texts import text_store
 
 SIGNALS = ("prior_mean", "prior_std", "compression", "zip", "density", "dsir")
@@ -77,6 +77,32 @@ def test_each_signal_is_a_number_for_each_document(workdir):
         table = ibis.memtable(parts[0])
         value = table.select(value=CRITERIA[signal].value(Select())).to_pyarrow()["value"].to_numpy()
         assert value.shape == (9,) and np.isfinite(value).all() and len(np.unique(value)) > 4, signal
+
+
+def test_a_damaged_shard_is_made_again(workdir, monkeypatch):
+    stage.run(config(workdir), workdir)
+    shards = [workdir.signal(source) / "part-00001.parquet" for source in SOURCES]
+    whole = [path.read_bytes() for path in shards]
+    for path, content in zip(shards, whole, strict=True):
+        path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    monkeypatch.setattr(joint, "_greedy", None)  # the order of zip is kept: nothing is ordered again
+    stage.run(config(workdir), workdir)
+    assert [path.read_bytes() for path in shards] == whole
+
+
+def test_zip_does_not_depend_on_what_is_kept_of_it(workdir):
+    """But on which documents are long enough."""
+    made = config(workdir)
+    stage.run(made, workdir)
+    before = read_manifest(workdir.signal("zip"))
+    stage.run(dataclasses.replace(made, select=Select(rate=0.1)), workdir)
+    assert read_manifest(workdir.signal("zip")) == before
+    stage.run(dataclasses.replace(made, select=Select(min_tokens=40)), workdir)
+    places = np.concatenate([part["zip"].to_pylist() for part in tables(workdir)["zip"]])
+    store = stage.TokenStore(workdir.prepare / "tokens")
+    n_tokens = np.diff(store.offsets_N1)[store.documents(TRAIN)] - 1
+    assert [place is None for place in places] == (n_tokens < 40).tolist()
+    assert 0 < (n_tokens < 40).sum() < len(n_tokens)
 
 
 def test_shards_do_not_change_a_signal(workdir, tmp_path):

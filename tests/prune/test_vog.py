@@ -140,7 +140,36 @@ def test_an_output_matrix_of_its_own_will_do(store):
     assert (found[0] > 0).all()
 
 
-def test_a_run_of_one_checkpoint_is_refused(tmp_path, monkeypatch):
+def test_a_run_of_other_checkpoints_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(vog, "saved_steps", lambda run: [12])
-    with pytest.raises(ValueError, match="keeps 1: set reference.keep_checkpoints to 2 or more"):
-        vog.load(config.Config(name="x"), Workdir(tmp_path))
+    run = config.Run(model=MODEL, tokens=CONTEXT * 12, batch_rows=1)
+    settings = config.Config(
+        name="x",
+        reference=run,
+        score=config.Score(vog_checkpoints=3, signals=("vog",)),
+        mesh=config.Mesh(fsdp=8),
+    )
+    with pytest.raises(ValueError, match="after steps 4, 8, 12, and .* keeps 12: run `jaxprune train"):
+        vog.load(settings, Workdir(tmp_path))
+
+
+def test_few_checkpoints_exist_twice(monkeypatch):
+    """What is live when the last leaf is stacked, and what a step adds to it."""
+    mesh = mesh_of(1)
+    graphdef, made = checkpoints(mesh)
+    made = [jax.tree.map(np.asarray, params) for params in made]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(made[0]))
+    before = sum(x.nbytes for x in jax.live_arrays())
+    live = []
+    stack = jnp.stack
+
+    def stacked(arrays):
+        result = stack(arrays)
+        live.append(sum(x.nbytes for x in jax.live_arrays()) - before)
+        return result
+
+    monkeypatch.setattr(vog.jnp, "stack", stacked)
+    loaded = (jax.tree.map(jnp.asarray, params) for params in made)
+    vog.measure_by(graphdef, loaded, mesh, context=CONTEXT, batch_tokens=800)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(made[0]))
+    assert CHECKPOINTS * size <= max(live) <= CHECKPOINTS * (size + largest)

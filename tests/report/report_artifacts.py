@@ -17,6 +17,7 @@ from jaxprune.data.store import HELDOUT, TRAIN, TokenStore
 from jaxprune.mix import weights
 from jaxprune.model import flops
 from jaxprune.prune import score, select
+from jaxprune.prune.signals import stage as signals
 
 HARDNESS = {"code": 1.6, "legal": 2.3, "prose": 3.3, "web": 3.9}  # nats per token under the reference
 
@@ -105,6 +106,7 @@ def write_workdir(
     reference = {"run": config.identity(settings.reference), "seed": settings.seed, "weights": []}
     _trained(workdir, "reference", settings.reference, store.vocab_size, 31.0, reference, {})
     _score(workdir, store, settings)
+    signals.run(settings, workdir)
     select.run(settings, workdir)
     weights.run(settings, workdir)
     rng = np.random.default_rng(1)

@@ -66,12 +66,12 @@ def test_documents_at_the_edges_are_those_that_a_sort_finds(audited):
         below = [row for row in ranked if not row["kept"] and row["score"] < edge["low"]]
         above = [row for row in ranked if not row["kept"] and row["score"] > edge["high"]]
         wanted = {
-            "lowest": ranked[:each],
-            "highest": ranked[-each:],
-            "just removed, below the lower threshold": below[-each:],
-            "just kept, above the lower threshold": kept[:each],
-            "just kept, below the upper threshold": kept[-each:],
-            "just removed, above the upper threshold": above[:each],
+            "lowest perplexity": ranked[:each],
+            "highest perplexity": ranked[-each:],
+            "just below the lower threshold": below[-each:],
+            "just above the lower threshold": kept[:each],
+            "just below the upper threshold": kept[-each:],
+            "just above the upper threshold": above[:each],
         }
         for place, found in wanted.items():
             assert _numbers(of, domain, place) == {row["number"] for row in found}, (domain, place)
@@ -216,7 +216,7 @@ def test_one_domain_and_every_criterion(tmp_path, criterion):
     places = {p for row in figures["selections"]["pruned"]["examples"]["only"] for p in row["places"]}
     assert any("lower threshold" in place for place in places) == ("low" in has.get(criterion, ()))
     assert any("upper threshold" in place for place in places) == ("high" in has.get(criterion, ()))
-    assert {"kept, at random", "removed, at random", "lowest", "highest"} <= places
+    assert {"kept, at random", "removed, at random", "lowest perplexity", "highest perplexity"} <= places
     assert list(workdir.audit.glob("*.html")) == [workdir.audit / "index.html"]
 
 

@@ -55,6 +55,7 @@ def test_names_of_domains_are_shown_as_they_are(reported, name):
     figures["domains"][0] = name
     for domains in (
         figures["distribution"]["domains"],
+        figures["pruning"]["thresholds"],
         figures["composition"]["pruned"]["domains"],
         *figures["mixture"]["arms"].values(),
     ):
@@ -63,9 +64,34 @@ def test_names_of_domains_are_shown_as_they_are(reported, name):
         assert any(name in text for text in _texts(chart(figures, charts.WIDE)))
 
 
-def test_the_shaded_band_is_what_is_between_the_thresholds(reported):
+def test_the_shaded_part_ends_at_the_thresholds(reported):
     figures = copy.deepcopy(reported[2])
-    shaded = charts.ridges(figures, charts.WIDE)
+    score_X = figures["distribution"]["score"]
     for entry in figures["distribution"]["domains"].values():
-        entry["low"] = entry["high"] = None
-    assert charts.ridges(figures, charts.WIDE).count("<path") < shaded.count("<path")
+        entry["kept_density"] = entry["density"]  # as if all were kept
+    everywhere = score_X[0] - 1, score_X[-1] + 1
+    middle = score_X[len(score_X) // 3], score_X[len(score_X) // 2]
+    widths = [_shaded(figures, *edges) for edges in (everywhere, middle)]
+    share = (middle[1] - middle[0]) / (score_X[-1] - score_X[0])
+    assert all(mine / whole == pytest.approx(share, abs=1e-3) for whole, mine in zip(*widths, strict=True))
+    assert _shaded(figures, score_X[-1] + 1, score_X[-1] + 2) == []
+
+
+def _shaded(figures, low, high):
+    """Widths of the dark parts when thresholds are `low` and `high`."""
+    for edges in figures["pruning"]["thresholds"].values():
+        edges |= {"low": low, "high": high}
+    drawing = charts.ridges(figures, charts.WIDE)
+    dark = [path for path in re.findall(r"<path[^>]*>", drawing) if "fill-opacity: 0.75" in path]
+    across = [[float(x) for x in re.findall(r"[ML] ([-\d.]+) ", path)] for path in dark]
+    return [max(x) - min(x) for x in across]
+
+
+def test_the_axis_of_another_signal_is_in_its_unit(reported):
+    figures = copy.deepcopy(reported[2])
+    texts = {"perplexity": _texts(charts.ridges(figures, charts.WIDE))}
+    figures["pruning"] |= {"signals": ["bits per byte"], "unit": "bits per byte"}
+    texts["other"] = _texts(charts.ridges(figures, charts.WIDE))
+    assert "perplexity under the reference model (logarithmic)" in texts["perplexity"]
+    assert "bits per byte (bits per byte)" in texts["other"] and "3" in texts["other"]
+    assert "50" in texts["perplexity"] and "50" not in texts["other"]  # e ** 3.9

@@ -72,7 +72,7 @@ def test_what_was_pruned(reported):
 
 def test_densities_integrate_to_one_and_have_the_median_in_the_middle(reported):
     *_, figures = reported
-    nll_X = np.array(figures["distribution"]["nll"])
+    nll_X = np.array(figures["distribution"]["score"])
     for entry in figures["distribution"]["domains"].values():
         density_X = np.array(entry["density"])
         assert np.trapezoid(density_X, nll_X) == pytest.approx(1.0, abs=0.02)
@@ -96,12 +96,18 @@ def test_examples_are_the_extremes_and_the_neighbours_of_the_thresholds(reported
         assert [shown[0]["id"], shown[-1]["id"]] == [order[0], order[-1]]
         for example in shown:
             assert example["kept"] == kept[example["id"]]
-            assert example["nll"] == scores[example["id"]]
+            assert example["score"] == scores[example["id"]]
             assert text[example["id"]].startswith(example["text"])
             assert example["cut"] == (len(text[example["id"]]) > len(example["text"]))
         for above in (example for example in shown if "just above" in example["place"]):
             below = order[order.index(above["id"]) - 1]
             assert kept[below] != above["kept"]
+        places = {example["place"] for example in shown}
+        assert {"lowest perplexity", "highest perplexity"} <= places
+        edges = figures["pruning"]["thresholds"][domain]
+        for end, word in (("low", "lower"), ("high", "upper")):
+            is_cut = min(scores.values()) < edges[end] < max(scores.values())
+            assert any(word in place for place in places) == is_cut, (domain, end)
 
 
 def test_curves_are_the_metrics_and_differences_are_to_the_same_seed(reported):
@@ -174,7 +180,9 @@ def test_data_counts_splits_and_what_was_dropped(reported):
         for s, split in enumerate(figures["data"]["splits"]):
             numbers = np.flatnonzero((store.split_N == s) & (store.domain_N == k))
             assert figures["data"]["documents"][domain][split] == len(numbers)
-            assert figures["data"]["tokens"][domain][split] == sum(len(store.stored(n)) - 1 for n in numbers)
+            assert figures["data"]["tokens"][domain][split] == sum(
+                len(store.stored(int(n))) - 1 for n in numbers
+            )
     removed = pq.read_table(workdir.prepare / "removed.parquet")["reason"].to_pylist()
     assert figures["data"]["removed"] == {reason: removed.count(reason) for reason in set(removed)}
     assert sum(figures["data"]["removed"].values()) == 8  # the fixture's copies and empty documents

@@ -33,3 +33,9 @@ from jaxprune.report import numbers
 )
 def test_numbers(write, value, text):
     assert write(value) == text
+
+
+def test_scores_are_perplexities_where_they_have_no_unit():
+    assert numbers.score(math.log(48.26), None) == "48.3"
+    assert numbers.score(-0.012345, "nats") == "−0.01235"
+    assert numbers.score(None, None) == numbers.score(None, "nats") == "–"

@@ -5,6 +5,7 @@ import html
 import json
 import re
 
+import numpy as np
 import pytest
 from report_artifacts import settings, texts, write_workdir
 
@@ -41,7 +42,7 @@ def test_a_gain_is_claimed_with_its_interval(reported):
     assert text.index(figures["headline"]["pruned"]) < text.index(against_none) < text.index('id="results"')
     assert "re-mixing" in " ".join(figures["headline"]["controls"])  # no control arm was run
     said = " ".join(text.split())
-    assert "one reference model and its scores (one seed, one split)" in said
+    assert "one scoring model and its scores (one seed, one split)" in said
     assert "corrected for the number of comparisons" in said
 
 
@@ -108,14 +109,144 @@ def test_arms_that_were_not_run_are_not_compared(tmp_path, arms):
     assert "<svg" in text
 
 
-@pytest.mark.parametrize("criterion", ["low", "medium", "high", "random"])
-def test_one_domain_and_every_criterion(tmp_path, criterion):
-    select = config.Select(criterion=criterion, rate=0.4)
-    figures, _ = _report(tmp_path, settings(select=select), {"only": texts(40)["prose"]})
-    edges = figures["pruning"]["thresholds"]["only"]
-    has = {"low": {"high"}, "medium": {"low", "high"}, "high": {"low"}, "random": set()}[criterion]
-    assert {edge for edge, nll in edges.items() if nll is not None} == has
-    assert "40 % of the documents" in figures["headline"]["pruned"]
+@pytest.mark.parametrize(
+    ("rule", "edges", "kept", "density"),
+    [
+        ({"criterion": "low"}, {"high"}, "those of lowest perplexity:", "the dark band was kept"),
+        ({"criterion": "medium"}, {"low", "high"}, "those of medium perplexity:", "the dark band was kept"),
+        ({"criterion": "high"}, {"low"}, "those of highest perplexity:", "the dark band was kept"),
+        (
+            {"criterion": "random"},
+            set(),
+            "chosen at random:",
+            "a random draw that does not look at perplexity",
+        ),
+        (
+            {"criterion": "proportional", "temperature": -0.5},
+            set(),
+            "drawn in proportion to exp(log-perplexity / −0.5):",
+            "a random draw that prefers low perplexity",
+        ),
+        (
+            {"criterion": "threshold", "low": 3.0, "scope": "domain"},
+            {"low"},
+            "those of perplexity from 20.1:",
+            "the dark band was kept",
+        ),
+    ],
+)
+def test_one_domain_and_every_criterion(tmp_path, rule, edges, kept, density):
+    of = settings(select=config.Select(rate=0.4, **rule))
+    figures, text = _report(tmp_path, of, {"only": texts(40)["prose"]})
+    assert _edges(figures) == {"only": edges}
+    said = figures["headline"]["pruned"]
+    assert kept in said and density in figures["headline"]["density"]
+    end = "the same thresholds in every domain." if "low" in rule else " over the whole corpus."
+    assert said.endswith(end)
+    is_ranked = rule["criterion"] in ("low", "medium", "high")
+    assert ("ranked over the whole corpus" in said) == is_ranked
+    assert ("40 % of the documents" in said) == (rule["criterion"] != "threshold")
+    assert ("each threshold" in figures["headline"]["examples"]) == bool(edges)
+    assert all(figures["headline"][part] in html.unescape(text) for part in ("pruned", "density", "examples"))
+    _kept_parts_are_what_was_kept(figures)
+    remixed = {"random": None, "proportional": "drawing from", "threshold": "cutting"}.get(
+        rule["criterion"], "ranking"
+    )
+    controls = " ".join(figures["headline"]["controls"])
+    assert controls == "" if remixed is None else f"{remixed} the whole corpus" in controls
+
+
+def _edges(figures):
+    """The thresholds that each domain has."""
+    return {
+        domain: {edge for edge, value in edges.items() if value is not None}
+        for domain, edges in figures["pruning"]["thresholds"].items()
+    }
+
+
+def _kept_parts_are_what_was_kept(figures):
+    """Of one signal: all between the thresholds, or without thresholds the kept share."""
+    score_X = np.array(figures["distribution"]["score"])
+    step = score_X[1] - score_X[0]
+    for domain, entry in figures["distribution"]["domains"].items():
+        low, high = figures["pruning"]["thresholds"][domain].values()
+        density_X, kept_X = np.array(entry["density"]), np.array(entry["kept_density"])
+        if low is None and high is None:
+            assert kept_X.sum() * step == pytest.approx(entry["kept"], abs=0.02), domain
+            continue
+        low, high = (-np.inf if low is None else low), (np.inf if high is None else high)
+        is_inside_X = (score_X >= low) & (score_X <= high)
+        is_near_X = is_inside_X & (kept_X > 0)  # smoothing reaches over a threshold where nothing is inside
+        np.testing.assert_array_equal(kept_X[is_near_X], density_X[is_near_X])
+        assert is_near_X.any() == (entry["kept"] > 0), domain
+        assert not kept_X[(score_X < low - step) | (score_X > high + step)].any()
+
+
+def _section(text, name, following):
+    """What a person reads in a part of the page."""
+    part = text[text.index(f'id="{name}"') : text.index(f'id="{following}"')]
+    return html.unescape(" ".join(re.sub(r"<(style|pre).*?</\1>|<[^>]+>", " ", part, flags=re.S).split()))
+
+
+def test_another_signal_is_named_in_place_of_perplexity(tmp_path):
+    rule = config.Select(signals=("information",), criterion="high")
+    figures, text = _report(tmp_path, settings(select=rule, arms=("none", "pruned"), seeds=(0,)))
+    said = figures["headline"]["pruned"]
+    low = figures["pruning"]["thresholds"]["code"]["low"]
+    assert "those of highest information:" in said and f"of information from {low:.4g}, ranked" in said
+    shown = _section(text, "scores", "composition")
+    assert "Documents by information" in shown and "information (nats)" in shown and "perplexity" not in shown
+    examples = _section(text, "examples", "curves")
+    assert "lowest and highest information" in examples and "perplexity" not in examples
+    for of in figures["examples"].values():
+        assert {"lowest information", "highest information"} <= {row["place"] for row in of}
+        assert all(f"information {row['score']:.4g}" in examples for row in of)
+    assert "perplexity" not in said and low > 5  # H under the model and H of the unigrams, in nats
+    _kept_parts_are_what_was_kept(figures)
+
+
+def test_several_signals_are_shown_by_the_first(tmp_path):
+    rule = config.Select(signals=("prior_mean", "prior_std"), combine="intersection", criterion="low")
+    figures, text = _report(tmp_path, settings(select=rule, arms=("none", "pruned"), seeds=(0,)))
+    assert "those of lowest prior mean and prior std at once:" in figures["headline"]["pruned"]
+    assert set(map(frozenset, _edges(figures).values())) == {frozenset({"high"})}
+    shown = _section(text, "scores", "composition")
+    assert "prior mean (nats per token)" in shown and "first of 2 signals" in shown
+    assert "light between them was removed by prior std" in shown and "perplexity" not in shown
+    score_X = np.array(figures["distribution"]["score"])
+    high = figures["pruning"]["thresholds"]["code"]["high"]
+    entry = figures["distribution"]["all"]
+    density_X, kept_X = np.array(entry["density"]), np.array(entry["kept_density"])
+    assert kept_X[score_X < high].sum() < 0.95 * density_X[score_X < high].sum()  # the second removed some
+
+
+def test_rates_of_domains_are_said_and_change_the_mixture(tmp_path):
+    rates = {"code": 0.8, "web": 0.25}
+    rule = config.Select(scope="domain", rates=rates)
+    figures, text = _report(tmp_path, settings(select=rule, seeds=(0,)), texts(40))
+    said = figures["headline"]["pruned"]
+    assert said.endswith("ranked inside each domain (code 80 %, web 25 %, of each other domain 50 %).")
+    for domain, entry in figures["distribution"]["domains"].items():
+        assert entry["kept"] == pytest.approx(rates.get(domain, 0.5), abs=0.05)
+    (remixed,) = figures["headline"]["controls"]
+    assert "random pruning has the same rates" in remixed
+    assert "thresholds, which each domain has for itself" in _section(text, "scores", "composition")
+    assert len({edges["low"] for edges in figures["pruning"]["thresholds"].values()}) == 4
+    _kept_parts_are_what_was_kept(figures)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "axis"),
+    [
+        ("reference", "scored by the reference model", "perplexity under the reference model"),
+        ("second", "scored by the second model", "perplexity under the second model"),
+        ("models/some-160m/", "scored by the model models/some-160m/", "perplexity under some-160m (log"),
+    ],
+)
+def test_the_model_that_scored_is_named(reported, model, words, axis):
+    shown = _section(page.render(reported[2] | {"score_model": model}), "scores", "composition")
+    assert words in shown and axis in shown
+    assert ("the reference model" in shown) == (model == "reference")
 
 
 def test_a_domain_of_which_nothing_is_kept(tmp_path):

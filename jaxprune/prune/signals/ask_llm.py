@@ -4,7 +4,8 @@ Source: Sachdeva et al., How to Train Data-Efficient LLMs (arXiv 2402.09668). Th
 a question about it, and the score is the probability of the answer yes. Here it is the log odds of the first
 token of yes against that of no, log p(yes) - log p(no), which rank documents by p(yes | yes or no) and do not
 round to 0 or 1. The paper keeps high scores, and judges with instruction-tuned models. The question is
-`score.ask.prompt`; a text that is longer than there is room for is cut.
+`score.ask.prompt`, in which special tokens of the model (`<|user|>`) may be spelt; in a document they are text. A
+text that is longer than there is room for is cut.
 
 Legend: N documents, B rows of a batch, S = T + 1 tokens of a row, T positions, D model width, V vocabulary, P
 tokens of a prompt.
@@ -25,14 +26,14 @@ from jax.sharding import reshard
 
 from jaxprune.artifact import Workdir
 from jaxprune.config import Ask, Config, identity
-from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
 from jaxprune.data.tokenizer import Encoder
 from jaxprune.model import sharding
 from jaxprune.progress import Meter
-from jaxprune.prune import models
+from jaxprune.prune import models, texts
 from jaxprune.prune.forward import of_windows
 from jaxprune.prune.shards import Measure
+from jaxprune.prune.translation import check_known
 from jaxprune.prune.windows import Windows
 
 
@@ -40,12 +41,12 @@ def load(config: Config, workdir: Workdir) -> Measure:
     """Measures documents by the model `score.ask.model`.
 
     Raises:
-      ArtifactMissing, ValueError: as `models.load` and `measure_by`.
+      ArtifactMissing, ValueError: as `models.load`, `texts.decoder` and `measure_by`.
     """
     name = config.score.ask.model
     assert name is not None  # Config has checked it
     model = models.load(name, config, workdir)
-    decoder = tokenizer.load(workdir.prepare / "tokenizer", config.tokenizer.threads)
+    decoder = texts.decoder(workdir.prepare / "tokenizer", config.tokenizer.threads)
     return measure_by(
         config.score.ask,
         model.graphdef,
@@ -53,6 +54,7 @@ def load(config: Config, workdir: Workdir) -> Measure:
         model.mesh,
         context=model.context,
         batch_tokens=config.score.batch_tokens,
+        vocab_size=model.vocab_size,
         encoder=decoder if model.encoder is None else model.encoder,
         decoder=decoder,
     )
@@ -71,7 +73,7 @@ def inputs(config: Config, workdir: Workdir) -> dict[str, str]:
     """
     name = config.score.ask.model
     assert name is not None
-    return {"model": models.fingerprint(name, workdir)}
+    return {"model": models.fingerprint(name, config, workdir)}
 
 
 def measure_by(
@@ -82,6 +84,7 @@ def measure_by(
     *,
     context: int,
     batch_tokens: int,
+    vocab_size: int,
     encoder: Encoder,
     decoder: Encoder,
 ) -> Measure:
@@ -91,17 +94,21 @@ def measure_by(
 
     Args:
       settings: the question and the answers.
-      graphdef, params, context: the model.
+      graphdef, params, context, vocab_size: the model.
       batch_tokens: the size of a batch, padding included.
       encoder: the model's tokenizer.
       decoder: that of the documents' store.
 
     Raises:
-      ValueError: the answers begin with the same token, or the question leaves no room for text.
+      ValueError: the answers begin with the same token, the question leaves no room for text, or the tokenizer
+        knows tokens that the model does not.
     """
-    step = functools.partial(_make_step(graphdef), params, jnp.array(_first_tokens(settings, encoder)))
-    before_P, after_P = encoder.encode(settings.prompt.split("{text}"))
-    before_P = np.concatenate([[encoder.eod_id], before_P])
+    answers = _first_tokens(settings, encoder)
+    before_P, after_P = encoder.encode(settings.prompt.split("{text}"), special=True)
+    if before_P[:1].tolist() != [encoder.eod_id]:  # a chat template may spell it
+        before_P = np.concatenate([[encoder.eod_id], before_P])
+    check_known(np.concatenate([answers, before_P, after_P]), vocab_size)
+    step = functools.partial(_make_step(graphdef), params, jnp.array(answers))
     room = min(settings.max_tokens, context - len(before_P) - len(after_P))
     if room < 1:
         raise ValueError(
@@ -110,8 +117,8 @@ def measure_by(
         )
 
     def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
-        texts = encoder.encode([decoder.decode(store.stored(number)[1:]) for number in numbers.tolist()])
-        prompts = [np.concatenate([before_P, text[:room], after_P]) for text in texts]
+        shown = encoder.encode([texts.text(store.stored(number), decoder) for number in numbers.tolist()])
+        prompts = [np.concatenate([before_P, tokens[:room], after_P]) for tokens in shown]
         length_N = np.array([len(prompt) for prompt in prompts], np.int64)
         rows = Windows(
             document_W=np.arange(len(numbers)),
@@ -119,9 +126,11 @@ def measure_by(
             start_W=np.zeros(len(numbers), np.int64),
             length_W=length_N,
         )
+        tokens = np.concatenate([*prompts, [0]])  # a row takes a token more than it has positions: any
+        check_known(tokens, vocab_size)
         odds_N = of_windows(
             step,
-            np.concatenate([*prompts, [0]]),  # a row takes a token more than it has positions: any
+            tokens,
             rows,
             mesh,
             context=context,

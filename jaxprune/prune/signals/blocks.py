@@ -23,6 +23,7 @@ class Block:
     place: slice  # among the numbers that were asked for
     tokens_P: np.ndarray  # of the store's type
     start_B: np.ndarray  # int64, where each document's EOD stands in tokens_P
+    is_text_P: np.ndarray  # bool, False at every EOD: packed sequences hold more than the one in front
 
     def sums(self, value_P: np.ndarray) -> np.ndarray:
         """The sum of a value (float64) over each document: [B].
@@ -33,8 +34,13 @@ class Block:
         return np.add.reduceat(value_P, self.start_B)
 
     @property
+    def n_text_B(self) -> np.ndarray:
+        """Text tokens of each document, int64: all but EOD."""
+        return np.add.reduceat(self.is_text_P, self.start_B, dtype=np.int64)
+
+    @property
     def length_B(self) -> np.ndarray:
-        """Stored tokens of each document, int64: its text tokens and EOD."""
+        """Stored tokens of each document, int64: its text tokens and its EODs."""
         return np.diff(self.start_B, append=len(self.tokens_P))
 
 
@@ -47,8 +53,10 @@ def blocks(store: TokenStore, numbers: np.ndarray, tokens: int = _TOKENS) -> Ite
         if begin == end:
             continue  # there are no numbers
         length_B = length_N[begin:end]
+        tokens_P = np.concatenate([store.stored(number) for number in numbers[begin:end].tolist()])
         yield Block(
             place=slice(begin, end),
-            tokens_P=np.concatenate([store.stored(number) for number in numbers[begin:end].tolist()]),
+            tokens_P=tokens_P,
             start_B=np.cumsum(length_B) - length_B,
+            is_text_P=tokens_P != store.eod_id,
         )

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import Meter
+from jaxprune.prune import texts
 from jaxprune.prune.shards import Measure
 
 LEVEL = 9
@@ -36,12 +36,15 @@ def load(folder: Path) -> Measure:
     """What measures documents by the compression ratio of their text; `folder` holds the tokenizer.
 
     The table that it returns holds number and compression (bytes per byte, float64).
+
+    Raises:
+      ValueError: the tokenizer changes texts.
     """
-    encoder = tokenizer.load(folder)
+    decoder = texts.decoder(folder)
 
     def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
         def compress(number: int) -> float:
-            return ratio(encoder.decode(store.stored(number)[1:]).encode())
+            return ratio(texts.text(store.stored(number), decoder).encode())
 
         n_tokens_N = store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1
         ratio_N = np.empty(len(numbers))

@@ -22,26 +22,30 @@ so that frequent words do not drown the others.
 A score is bitwise the same whatever it is computed with: coordinates are rounded to a grid on which the
 products of a projection add up exactly in float64, in any order.
 
-Legend: N documents, B documents of a block, D dimensions, R hash functions, P tokens.
+Legend: N documents, B documents of a block, D dimensions, R hash functions, C buckets, P tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxprune.artifact import Workdir
 from jaxprune.config import Density
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.progress import Meter, meter
+from jaxprune.prune import contents
 from jaxprune.prune.shards import Measure
 from jaxprune.prune.signals.blocks import blocks
 
 _SEED = 0  # of the random directions
 _DOCUMENTS = 256  # that are hashed at once
+_COUNTED = 4_096  # documents that are counted at once, about
 _GRID = 2.0**16  # steps of a coordinate; a product of two has 35 bits, so a sum of 2^18 of them has 53
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -63,37 +67,47 @@ def load(settings: Density, store: TokenStore) -> Measure:
     else:
         embed, n_dimensions = _given(Path(settings.embeddings), store)
     hashes = _Hashes(settings, n_dimensions)
-    count_RB = np.zeros(settings.rows * settings.buckets, np.int32)  # flat
+    counter_RC = np.zeros((settings.rows, settings.buckets), np.int32)
     with meter("density: counting", len(train_N), "documents") as progress:
-        for number_B, x_BD in embed(train_N):
-            np.add.at(count_RB, hashes(x_BD).ravel(), 1)
-            progress.add(len(number_B))
+        for bucket_BR in _together(embed(train_N), hashes):
+            for counter_C, bucket_B in zip(counter_RC, bucket_BR.T, strict=True):
+                counter_C += np.bincount(bucket_B, minlength=settings.buckets)
+            progress.add(len(bucket_BR))
+    row_R = np.arange(settings.rows)
 
     def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
         score_N = []
         for number_B, x_BD in embed(numbers):
-            score_N.append(count_RB[hashes(x_BD)].sum(axis=1, dtype=np.int64) / settings.rows)
+            score_N.append(counter_RC[row_R, hashes(x_BD)].sum(axis=1, dtype=np.int64) / settings.rows)
             progress.add(int((store.offsets_N1[number_B + 1] - store.offsets_N1[number_B] - 1).sum()))
         return pa.table({"number": numbers, "density": np.log(np.concatenate([*score_N, np.zeros(0)]))})
 
     return measure
 
 
-def inputs(settings: Density) -> dict[str, str]:
-    """What identifies the content of embeddings that are given: size and time of their file.
+def inputs(settings: Density, workdir: Workdir) -> dict[str, str]:
+    """A hash of the embeddings that are given.
 
     Raises:
-      ValueError: there is no such file.
+      ValueError: as `check_file`.
     """
+    check_file(settings)
     if settings.embeddings is None:
         return {}
+    path = Path(settings.embeddings)
+    return {"embeddings": contents.hashes([path], f"reading {path.name}", workdir)[path.name]}
+
+
+def check_file(settings: Density) -> None:
+    """Raises ValueError unless embeddings, if they are given, are in a file of a kind that can be read."""
+    if settings.embeddings is None:
+        return
     path = Path(settings.embeddings)
     if not path.is_file() or path.suffix not in (".npy", ".parquet"):
         raise ValueError(
             f"score.density.embeddings is {path}, which is no .npy or .parquet file: name one, or leave it "
             "out to hash the tokens"
         )
-    return {"embeddings": f"{path.stat().st_size} bytes, modified {path.stat().st_mtime_ns}"}
 
 
 class _Hashes:
@@ -105,19 +119,30 @@ class _Hashes:
         self._direction_KDR = _on_grid(random.standard_normal(shape))
         self._shift_KR = random.random((settings.projections, settings.rows))
         self._factor_KR = random.integers(2**63, size=self._shift_KR.shape, dtype=np.uint64) * 2 + 1
-        self._first_R = np.arange(settings.rows) * settings.buckets
         self._buckets, self._bandwidth = np.uint64(settings.buckets), settings.bandwidth
 
     def __call__(self, x_BD: np.ndarray) -> np.ndarray:
-        """The counter of each point under each function: int64, [B, R], in [0, rows x buckets)."""
+        """The bucket of each point under each function: int64, [B, R]."""
         x_BD = _on_grid(x_BD)
-        hash_BR = np.zeros((len(x_BD), len(self._first_R)), np.uint64)
+        hash_BR = np.zeros((len(x_BD), self._shift_KR.shape[1]), np.uint64)
         for direction_DR, shift_R, factor_R in zip(
             self._direction_KDR, self._shift_KR, self._factor_KR, strict=True
         ):
             cell_BR = np.floor((x_BD @ direction_DR) / self._bandwidth + shift_R)
             hash_BR += cell_BR.astype(np.int64).view(np.uint64) * factor_R
-        return self._first_R + ((hash_BR >> np.uint64(32)) % self._buckets).astype(np.int64)
+        return ((hash_BR >> np.uint64(32)) % self._buckets).astype(np.int64)
+
+
+def _together(embedded: Iterable[tuple[np.ndarray, np.ndarray]], hashes: _Hashes) -> Iterator[np.ndarray]:
+    """Buckets [B, R] of embedded documents, of many at once: counting costs a pass over all counters."""
+    waiting: list[np.ndarray] = []
+    for _, x_BD in embedded:
+        waiting.append(hashes(x_BD))
+        if sum(map(len, waiting)) >= _COUNTED:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _on_grid(value: np.ndarray) -> np.ndarray:
@@ -131,7 +156,7 @@ def _hashed(store: TokenStore, n_dimensions: int) -> _Embed:
         for begin in range(0, len(numbers), _DOCUMENTS):
             part = numbers[begin : begin + _DOCUMENTS]
             for block in blocks(store, part):
-                count_BD = _features(block.tokens_P, block.start_B, block.length_B, n_dimensions)
+                count_BD = _features(block.tokens_P, block.is_text_P, block.length_B, n_dimensions)
                 total_B = np.abs(count_BD).sum(axis=1, keepdims=True)  # exact: whole numbers
                 yield (
                     part[block.place],
@@ -142,14 +167,12 @@ def _hashed(store: TokenStore, n_dimensions: int) -> _Embed:
 
 
 def _features(
-    tokens_P: np.ndarray, start_B: np.ndarray, length_B: np.ndarray, n_dimensions: int
+    tokens_P: np.ndarray, is_text_P: np.ndarray, length_B: np.ndarray, n_dimensions: int
 ) -> np.ndarray:
-    """Signed counts of unigrams and bigrams, without the end-of-document tokens at `start_B`: [B, D]."""
+    """Signed counts of the unigrams of text tokens, and of the bigrams with no other between: [B, D]."""
     token_P = tokens_P.astype(np.uint64)
-    is_text_P = np.ones(len(token_P), bool)
-    is_text_P[start_B] = False
     is_pair_P = is_text_P[:-1] & is_text_P[1:]
-    document_P = np.repeat(np.arange(len(start_B)), length_B)
+    document_P = np.repeat(np.arange(len(length_B)), length_B)
     gram = np.concatenate(
         [token_P[is_text_P] + 1, (token_P[:-1] + 1)[is_pair_P] << np.uint64(32) | token_P[1:][is_pair_P]]
     )
@@ -159,7 +182,7 @@ def _features(
     sign = 1.0 - 2.0 * (mixed >> np.uint64(63)).astype(np.float64)
     dimension = (mixed << np.uint64(1) >> np.uint64(33)) % np.uint64(n_dimensions)
     place = document * n_dimensions + dimension.astype(np.int64)
-    return np.bincount(place, sign, len(start_B) * n_dimensions).reshape(-1, n_dimensions)
+    return np.bincount(place, sign, len(length_B) * n_dimensions).reshape(-1, n_dimensions)
 
 
 def _given(path: Path, store: TokenStore) -> tuple[_Embed, int]:
@@ -189,8 +212,14 @@ def _given(path: Path, store: TokenStore) -> tuple[_Embed, int]:
 
 def _read_parquet(path: Path, ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The vectors of a file, [N, D], and the row of each id."""
+    columns = pq.read_schema(path).names
+    if not {"id", "vector"} <= {*columns}:
+        raise ValueError(f"{path} has the columns {', '.join(columns)}: give it the columns id and vector")
     table = pq.read_table(path, columns=["id", "vector"])
     row_of = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    if len(row_of) < len(table):
+        name, count = Counter(table["id"].to_pylist()).most_common(1)[0]
+        raise ValueError(f"{path} holds {count} embeddings of document {name}: give one for each")
     missing = [name for name in ids if name not in row_of]
     if missing:
         raise ValueError(

@@ -25,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 
 from jaxprune.config import Corpus
-from jaxprune.data import corpus, tokenizer
+from jaxprune.data import corpus
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.progress import Meter, meter
+from jaxprune.prune import texts
 from jaxprune.prune.shards import Measure
 
 _BUCKETS = 10_000
@@ -47,13 +48,13 @@ def load(settings: Corpus, target: str, folder: Path, store: TokenStore) -> Meas
     The table that it returns holds number and dsir (nats, float64).
 
     Raises:
-      ValueError: the target cannot be read, or holds no documents.
+      ValueError: the target cannot be read, or holds no documents; the tokenizer changes texts.
     """
-    encoder = tokenizer.load(folder)
+    decoder = texts.decoder(folder)
     buckets = _Buckets()
 
     def features(number: int) -> np.ndarray:
-        return buckets.of(encoder.decode(store.stored(number)[1:]))
+        return buckets.of(texts.text(store.stored(number), decoder))
 
     numbers = store.documents(TRAIN)
     target_F, raw_F = np.zeros((2, _BUCKETS), np.int64)

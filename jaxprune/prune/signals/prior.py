@@ -2,8 +2,8 @@
 
 Source: Seo et al., Prior-based Noisy Text Data Filtering (arXiv 2509.18577). The prior of token w is
 p(w) = tf(w) df(w) / sum_v tf(v) df(v): tf counts its occurrences, df the documents that hold it, both among
-the documents that may be pruned. With the n tokens w_i of a document, counted without the end-of-document
-token, prior_mean = mean_i ln p(w_i), in nats, and prior_std = sqrt(mean_i (p(w_i) - mean_j p(w_j))^2), a
+the documents that may be pruned. With the n tokens w_i of a document, counted without end-of-document
+tokens, prior_mean = mean_i ln p(w_i), in nats, and prior_std = sqrt(mean_i (p(w_i) - mean_j p(w_j))^2), a
 probability. The authors take the deviation of 1000 p, which is the same for ranks, and divide by n - 1,
 which is the same for their chunks of equal length; ours is defined for a single token as well.
 
@@ -38,10 +38,10 @@ def load(store: TokenStore) -> Measure:
     def measure(store: TokenStore, numbers: np.ndarray, progress: Meter) -> pa.Table:
         mean_N, std_N = np.empty(len(numbers)), np.empty(len(numbers))
         for block in blocks(store, numbers):
-            n_B = np.maximum(block.length_B - 1, 1)
+            n_B = np.maximum(block.n_text_B, 1)
             prior_P = prior_V[block.tokens_P]
             deviation_P = prior_P - np.repeat(block.sums(prior_P) / n_B, block.length_B)
-            deviation_P[block.start_B] = 0.0
+            deviation_P[~block.is_text_P] = 0.0
             mean_N[block.place] = block.sums(log_V[block.tokens_P]) / n_B
             std_N[block.place] = np.sqrt(block.sums(np.square(deviation_P)) / n_B)
             progress.add(len(block.tokens_P) - len(block.start_B))

@@ -3,7 +3,7 @@
 Sources: ScalingFilter (arXiv 2408.08310), which divides the perplexity of a small model by that of a large
 one; RHO-LOSS (arXiv 2107.02565) and CoLoR-Filter (arXiv 2406.10670), which subtract the loss of a model that
 has seen what is wanted from that of one that has not. The second model is `score.second`: the large one, or
-the one that has seen it. Both are scored by the same code, with the same settings.
+the one that has seen it. Both are scored by the same code, in windows of the same context.
 
 Nats per token of two models compare only where both cut a text into the same tokens; else they compare per
 byte of the text. Which of the two holds is the same for all documents, and is stored with each.
@@ -56,6 +56,6 @@ def inputs(config: Config, workdir: Workdir) -> dict[str, str]:
     name = config.score.second
     assert name is not None
     return {
-        "second": models.fingerprint(name, workdir),
+        "second": models.fingerprint(name, config, workdir),
         "tokenizer": models.tokenizer_digest(config.score.model, workdir),
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxprune.artifact import Workdir, build, require
+from jaxprune.artifact import Workdir, require
 from jaxprune.config import Config, identity
 from jaxprune.data.store import TRAIN, TokenStore
-from jaxprune.prune import score, shards
+from jaxprune.prune import models, score, shards
 from jaxprune.prune.criteria import sources_of
 from jaxprune.prune.signals import (
     ask_llm,
@@ -31,13 +32,10 @@ from jaxprune.prune.signals import (
 class Source:
     """What makes the columns of one artifact."""
 
-    load: Callable[[Config, Workdir, TokenStore], shards.Measure]
+    load: Callable[[Config, Workdir, TokenStore, Path], shards.Measure]  # the folder is of the artifact
     settings: Callable[[Config], dict[str, Any]] = lambda config: {}  # that decide the result
     inputs: Callable[[Config, Workdir], dict[str, str]] = lambda config, workdir: {}  # beside `prepare`
-
-
-def _zip_share(config: Config) -> float:
-    return config.select.rate if config.score.zip.share is None else config.score.zip.share
+    model: Callable[[Config], str | None] = lambda config: None  # whose numbers they are
 
 
 def _target(config: Config) -> str:
@@ -47,51 +45,57 @@ def _target(config: Config) -> str:
 
 SOURCES: dict[str, Source] = {
     "second": Source(
-        load=lambda config, workdir, store: second.load(config, workdir),
+        load=lambda config, workdir, *_: second.load(config, workdir),
         settings=score.settings_of,
         inputs=second.inputs,
+        model=lambda config: config.score.second,
     ),
     "el2n": Source(
-        load=lambda config, workdir, store: el2n.load(config, workdir),
+        load=lambda config, workdir, *_: el2n.load(config, workdir),
         settings=score.settings_of,
         inputs=score.inputs_of,
+        model=lambda config: config.score.model,
     ),
     "memorization": Source(
-        load=lambda config, workdir, store: memorization.load(config, workdir),
+        load=lambda config, workdir, *_: memorization.load(config, workdir),
         inputs=score.inputs_of,
+        model=lambda config: config.score.model,
     ),
     "vog": Source(
-        load=lambda config, workdir, store: vog.load(config, workdir),
+        load=lambda config, workdir, *_: vog.load(config, workdir),
+        settings=lambda config: {"steps": list(config.vog_steps)},
         inputs=lambda config, workdir: vog.inputs(workdir),
+        model=lambda config: "reference",
     ),
     "ask_llm": Source(
-        load=lambda config, workdir, store: ask_llm.load(config, workdir),
+        load=lambda config, workdir, *_: ask_llm.load(config, workdir),
         settings=ask_llm.settings_of,
         inputs=ask_llm.inputs,
+        model=lambda config: config.score.ask.model,
     ),
-    "unigram": Source(load=lambda config, workdir, store: unigram.load(store)),
-    "prior": Source(load=lambda config, workdir, store: prior.load(store)),
+    "unigram": Source(load=lambda config, workdir, store, folder: unigram.load(store)),
+    "prior": Source(load=lambda config, workdir, store, folder: prior.load(store)),
     "compression": Source(
-        load=lambda config, workdir, store: compression.load(workdir.prepare / "tokenizer"),
+        load=lambda config, workdir, *_: compression.load(workdir.prepare / "tokenizer"),
         settings=lambda config: {"zlib": compression.VERSION},
     ),
     "zip": Source(
-        load=lambda config, workdir, store: joint.load(
-            config.score.zip, _zip_share(config), workdir.prepare / "tokenizer", store
+        load=lambda config, workdir, store, folder: joint.load(
+            config.score.zip, config.select.min_tokens, workdir.prepare / "tokenizer", store, folder
         ),
         settings=lambda config: {
             **identity(config.score.zip),
-            "share": _zip_share(config),
+            "min_tokens": config.select.min_tokens,
             "zlib": compression.VERSION,
         },
     ),
     "density": Source(
-        load=lambda config, workdir, store: density.load(config.score.density, store),
+        load=lambda config, workdir, store, folder: density.load(config.score.density, store),
         settings=lambda config: identity(config.score.density),
-        inputs=lambda config, workdir: density.inputs(config.score.density),
+        inputs=lambda config, workdir: density.inputs(config.score.density, workdir),
     ),
     "dsir": Source(
-        load=lambda config, workdir, store: dsir.load(
+        load=lambda config, workdir, store, folder: dsir.load(
             config.corpus, _target(config), workdir.prepare / "tokenizer", store
         ),
         settings=lambda config: {"target": _target(config)},
@@ -112,17 +116,16 @@ def run(config: Config, workdir: Workdir) -> None:
     numbers = store.documents(TRAIN)
     for name in sources_of(config):
         source = SOURCES[name]
-
-        def fill(folder: Path, name: str = name, source: Source = source) -> dict[str, Any]:
-            shards.fill(
-                folder,
-                f"score: {name}",
-                store,
-                numbers,
-                config.score.shard_documents,
-                lambda: source.load(config, workdir, store),
-            )
-            return {"documents": len(numbers)}
-
-        inputs = {"prepare": prepare.fingerprint, **source.inputs(config, workdir)}
-        build(workdir.signal(name), f"score: {name}", source.settings(config), inputs, fill)
+        model = source.model(config)
+        shards.build(
+            workdir.signal(name),
+            f"score: {name}",
+            source.settings(config),
+            {"prepare": prepare.fingerprint, **source.inputs(config, workdir)},
+            store=store,
+            numbers=numbers,
+            shard_documents=config.score.shard_documents,
+            load=functools.partial(source.load, config, workdir, store),
+            counts=lambda _: {"documents": len(numbers)},
+            fault="" if model is None else models.fault(model),
+        )
