@@ -14,7 +14,6 @@ TABLE = pa.table(
         "n_bytes": [20, 0],
         "nll_sum": [10.0, 0.0],
         "unigram_nll_sum": [24.0, 0.0],
-        "unigram_tokens": [4, 0],
         "unigram_tokens": [3, 0],
     }
 )
