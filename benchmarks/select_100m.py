@@ -10,8 +10,7 @@ the processor, and the peak of its resident memory. Beside it, on the same shard
 numpy    the score column in memory, sorted for the edges of the band; pyarrow reads and writes the rest
 window   what one would write in SQL: DuckDB, row_number() over (order by score), 50 % in the middle
 
-Measured on two shared cores: 110 s of processor and 2.2 GiB for the middle half (71 s of clock at a load of 3,
-more at higher ones); 105 s and 4.5 GiB for numpy; other rules 110 to 163 s and up to 3.6 GiB. Leave out `product`, which sorts
+Figures are in docs/benchmarks.md. Leave out `product`, which sorts
 whole rows on disk, at this size. Needs some 20 GB of disk.
 """
 
