@@ -14,7 +14,9 @@ from jaxprune.config import Mesh, Model
 from jaxprune.data.store import HELDOUT, REFERENCE, SPLITS, TRAIN, TokenStore
 from jaxprune.model.sharding import make_mesh
 from jaxprune.model.transformer import abstract
+from jaxprune.progress import meter
 from jaxprune.prune.score import Scorer
+from jaxprune.prune.shards import Measure
 
 VOCAB, EOD = 97, 0
 CONTEXT = 100  # rows of 64 and of 100 tokens
@@ -73,3 +75,12 @@ def model_on(mesh: jax.sharding.Mesh) -> tuple[nnx.GraphDef, nnx.State]:
 
 def scorer_on(mesh: jax.sharding.Mesh, batch_tokens: int = 800) -> Scorer:
     return Scorer(*model_on(mesh), mesh, context=CONTEXT, batch_tokens=batch_tokens)
+
+
+def measured_by(measure: Measure, store: TokenStore, numbers: np.ndarray | None = None) -> pa.Table:
+    """The table of these documents, or of all; the meter is told of every token."""
+    numbers = np.arange(store.n_documents) if numbers is None else numbers
+    with meter("measure", None, "tokens") as progress:
+        table = measure(store, numbers, progress)
+    assert progress.done == (store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum()
+    return table

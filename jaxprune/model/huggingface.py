@@ -52,7 +52,8 @@ class Checkpoint:
                 raise ValueError(f"{path} is missing, which the index names: copy the model again") from None
             except damaged as error:
                 raise ValueError(f"{path} is damaged ({error}): copy the model again") from None
-            tensors.update({name: (file, name) for name in file.keys()})  # noqa: SIM118 (it has no iterator)
+            names = file.keys()  # it has no iterator
+            tensors.update({name: (file, name) for name in names})
         if not any(name.startswith(prefix) for name in tensors):
             tensors = {name if name in _HEADS else prefix + name: place for name, place in tensors.items()}
         self._tensors = {_HEADS.get(name, name): place for name, place in tensors.items()}

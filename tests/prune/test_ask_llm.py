@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
-from scoring import CONTEXT, EOD, VOCAB, mesh_of, model_on, random_documents, write_store
+from scoring import CONTEXT, EOD, VOCAB, measured_by, mesh_of, model_on, random_documents, write_store
 
 from jaxprune.config import Ask, Config, Score
 from jaxprune.model.sharding import ACT_BT
@@ -48,11 +48,7 @@ def measured(store, numbers=None, mesh=None, params=None, ask=ASK, vocab_size=VO
         encoder=Letters(),
         decoder=Letters(),
     )
-    numbers = np.arange(store.n_documents) if numbers is None else numbers
-    with meter("ask", None, "tokens") as progress:
-        table = measure(store, numbers, progress)
-    assert progress.done == (store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum()
-    return table
+    return measured_by(measure, store, numbers)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
-from scoring import CONTEXT, EOD, VOCAB, mesh_of, model_on, random_documents, write_store
+from scoring import CONTEXT, EOD, VOCAB, measured_by, mesh_of, model_on, random_documents, write_store
 
 from jaxprune.model.sharding import ACT_BT
 from jaxprune.progress import meter
@@ -53,11 +53,7 @@ def store(planted, tmp_path_factory):
 def measured(store, numbers=None, mesh=None) -> pa.Table:
     mesh = mesh or mesh_of(1)
     measure = memorization.measure_by(*model_on(mesh), mesh, context=CONTEXT, batch_tokens=400)
-    numbers = np.arange(store.n_documents) if numbers is None else numbers
-    with meter("memorization", None, "tokens") as progress:
-        table = measure(store, numbers, progress)
-    assert progress.done == (store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum()
-    return table
+    return measured_by(measure, store, numbers)
 
 
 @pytest.fixture(scope="module")

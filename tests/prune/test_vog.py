@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
-from scoring import CONTEXT, MODEL, VOCAB, mesh_of, model_on, random_documents, write_store
+from scoring import CONTEXT, MODEL, VOCAB, measured_by, mesh_of, model_on, random_documents, write_store
 
 from jaxprune import config
 from jaxprune.artifact import Workdir
@@ -45,11 +45,7 @@ def measured(store, numbers=None, mesh=None, made=None) -> pa.Table:
     mesh = mesh or mesh_of(1)
     graphdef, own = checkpoints(mesh)
     measure = vog.measure_by(graphdef, made or own, mesh, context=CONTEXT, batch_tokens=800)
-    numbers = np.arange(store.n_documents) if numbers is None else numbers
-    with meter("vog", None, "tokens") as progress:
-        table = measure(store, numbers, progress)
-    assert progress.done == (store.offsets_N1[numbers + 1] - store.offsets_N1[numbers] - 1).sum()
-    return table
+    return measured_by(measure, store, numbers)
 
 
 @pytest.fixture(scope="module")
