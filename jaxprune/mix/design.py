@@ -173,7 +173,9 @@ def maximin(
     cap_K = _caps(cap_K, n_domains)
     _check_runs(n_runs)
     if candidates < n_runs:
-        raise ValueError(f"candidates is {candidates} for n_runs {n_runs}: set at least as many, better 100 times")
+        raise ValueError(
+            f"candidates is {candidates} for n_runs {n_runs}: set at least as many, better 100 times"
+        )
     if not 0 <= floor <= min(1 / n_domains, float(cap_K.min())):
         raise ValueError(
             f"floor is {floor}, and {n_domains} domains with caps from {cap_K.min():.3g} allow 0 to "
@@ -280,20 +282,28 @@ def _distinct(weights_RK: np.ndarray) -> np.ndarray:
 def _natural(natural_K: np.ndarray) -> np.ndarray:
     natural_K = np.asarray(natural_K, np.float64)
     if natural_K.ndim != 1 or len(natural_K) < 2:
-        raise ValueError(f"natural_K has the shape {natural_K.shape}: give one number for each of 2 or more domains")
+        raise ValueError(
+            f"natural_K has the shape {natural_K.shape}: give one number for each of 2 or more domains"
+        )
     if not (np.isfinite(natural_K) & (natural_K > 0)).all():
-        raise ValueError(f"natural_K is {natural_K.tolist()}: every domain must be above 0, leave out those that are not")
+        raise ValueError(
+            f"natural_K is {natural_K.tolist()}: every domain must be above 0, leave out those that are not"
+        )
     return natural_K / natural_K.sum()
 
 
 def _caps(cap_K: np.ndarray | None, n_domains: int) -> np.ndarray:
     cap_K = np.minimum(np.ones(n_domains) if cap_K is None else np.asarray(cap_K, np.float64), 1.0)
     if cap_K.shape != (n_domains,) or n_domains < 2:
-        raise ValueError(f"cap_K has the shape {cap_K.shape} for {n_domains} domains: give one cap for each of 2 or more")
+        raise ValueError(
+            f"cap_K has the shape {cap_K.shape} for {n_domains} domains: give one cap for each of 2 or more"
+        )
     if not (cap_K >= 0).all():
         raise ValueError(f"cap_K is {cap_K.tolist()}: caps must be 0 or more")
     if cap_K.sum() < 1 - _ROUNDING:
-        raise ValueError(f"the caps add up to {cap_K.sum():.3g}, less than 1: allow more epochs, or lower the budget")
+        raise ValueError(
+            f"the caps add up to {cap_K.sum():.3g}, less than 1: allow more epochs, or lower the budget"
+        )
     return cap_K
 
 
