@@ -2,7 +2,7 @@
 
 The table of all pairs would have V x V cells, 10 GB for V = 50,000, most of them empty. Chunks of the stream are
 sorted instead, and the counts of each chunk's different bigrams appended to a file as a run; in the end the runs
-are merged, one range of bigrams after the other. In memory are one chunk or one range, about 0.6 GB; on
+are merged, one range of bigrams after the other. In memory are one chunk or one range, under 0.2 GB; on
 disk, in the folder for temporary files, 8 or 12 bytes for each different bigram of each chunk, some 3 GB for 10^9
 tokens of text.
 

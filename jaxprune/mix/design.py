@@ -1,7 +1,6 @@
 """Mixtures to try in small runs, from whose losses a mixing law is fitted.
 
-A cap is the largest proportion that a domain may have: epochs allowed x its tokens / tokens of the final run,
-which is what repetition forbids there. Proxy runs feel that repetition only if their domains are shrunk as
+Caps are those of the final run (`caps`). Proxy runs feel its repetition only if their domains are shrunk as
 the budget is, by proxy tokens / final tokens (simulated epoching: UtiliMax, arXiv 2501.11747).
 
 Legend: R runs, K domains, M candidates, S steps of a lattice.
@@ -11,11 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxprune.mix import caps
+
 _STRENGTHS = 15  # in RegMix's log grid
 _ROUNDS = 100  # of draws, after which too few mixtures are distinct and under the caps
 _LATTICE = 1 << 14  # steps of a proportion in the exponential grid
 _CONCENTRATIONS = (0.25, 4.0)  # of maximin's candidates, by domain; 1 is the flat distribution
-_ROUNDING = 1e-9  # two mixtures that are nearer are one; caps that lack less are enough
+_ROUNDING = 1e-9  # two mixtures that are nearer are one
 _RUNS = {  # by law, for K domains
     "bimix": lambda n_domains: max(4, n_domains + 1),
     "dml": lambda n_domains: 3 * (n_domains + 1),
@@ -59,7 +60,7 @@ def dirichlet(
       ValueError: arguments out of range; caps that add up to less than 1, or leave too few mixtures.
     """
     natural_K = _natural(natural_K)
-    cap_K = _caps(cap_K, len(natural_K))
+    cap_K = caps.checked(cap_K, len(natural_K))
     _check_runs(n_runs)
     if not 0 < strengths[0] <= strengths[1]:
         raise ValueError(f"strengths is {strengths}: give the least and the largest, both above 0")
@@ -73,8 +74,8 @@ def dirichlet(
     for _ in range(_ROUNDS):
         x_RK = np.array([rng.dirichlet(strength * prior_K) for strength in rng.choice(grid, n_runs)])
         x_RK = np.where(x_RK < minimum, 0.0, x_RK)
-        fits_R = (cap_K * (x_RK > 0)).sum(axis=1) >= 1 - _ROUNDING
-        weights_RK = _distinct(np.concatenate([weights_RK, _under_caps(x_RK[fits_R], cap_K)]))
+        fits_R = (cap_K * (x_RK > 0)).sum(axis=1) >= 1 - caps.ROUNDING
+        weights_RK = _distinct(np.concatenate([weights_RK, caps.nearest(x_RK[fits_R], cap_K)]))
         if len(weights_RK) >= n_runs:
             return weights_RK[:n_runs]
     raise ValueError(
@@ -106,7 +107,7 @@ def exponential_grid(
     Raises:
       ValueError: arguments out of range; caps that add up to less than 1; a grid of fewer than R points.
     """
-    cap_K = _caps(cap_K, len(cap_K))
+    cap_K = caps.checked(cap_K, len(cap_K))
     _check_runs(n_runs)
     if halvings < 0:
         raise ValueError(f"halvings is {halvings}: set 0 or more")
@@ -170,7 +171,7 @@ def maximin(
     """
     natural_K = _natural(natural_K)
     n_domains = len(natural_K)
-    cap_K = _caps(cap_K, n_domains)
+    cap_K = caps.checked(cap_K, n_domains)
     _check_runs(n_runs)
     if candidates < n_runs:
         raise ValueError(
@@ -190,7 +191,7 @@ def maximin(
     free = 1 - n_domains * floor  # what is left to be shared out
     room_K = (cap_K - floor) / max(free, _ROUNDING)
     x_MK = np.maximum(x_MK, 1e-12)  # the domains below their caps must be able to take the rest
-    weights_MK = floor + free * _under_caps(x_MK, room_K)
+    weights_MK = floor + free * caps.nearest(x_MK, room_K)
     chosen = _farthest(np.sqrt(weights_MK), n_runs)
     if len(chosen) < n_runs:
         raise ValueError(
@@ -224,28 +225,6 @@ def recommended_runs(n_domains: int, law: str) -> int:
     if law not in _RUNS:
         raise ValueError(f"law is {law}, which is none of {', '.join(_RUNS)}: name one of them")
     return _RUNS[law](n_domains)
-
-
-def _under_caps(x_MK: np.ndarray, cap_K: np.ndarray) -> np.ndarray:
-    """min(cap, t x), with t for each mixture such that it adds up to 1: the least KL divergence from x.
-
-    Domains of x = 0 stay there; the caps of the others must add up to 1.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        full_MK = np.where(x_MK > 0, cap_K / x_MK, np.inf)  # the t from which a domain is at its cap
-    order_MK = np.argsort(full_MK, axis=1)
-    full_MK, sorted_MK = (np.take_along_axis(values, order_MK, axis=1) for values in (full_MK, x_MK))
-    sorted_cap_MK = cap_K[order_MK]
-    before_MK = np.cumsum(sorted_cap_MK, axis=1) - sorted_cap_MK  # taken, if this is the first below its cap
-    after_MK = np.cumsum(sorted_MK[:, ::-1], axis=1)[:, ::-1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t_MK = (1 - before_MK) / after_MK
-    fits_MK = (t_MK <= full_MK) & (sorted_MK > 0)
-    first_M = np.argmax(fits_MK, axis=1)
-    # None fits where the caps add up to 1 but for rounding: every domain is at its cap.
-    t_M = np.where(fits_MK.any(axis=1), t_MK[np.arange(len(x_MK)), first_M], np.finfo(np.float64).max)
-    with np.errstate(over="ignore"):
-        return np.minimum(cap_K, t_M[:, None] * x_MK)
 
 
 def _ways(levels: list[np.ndarray]) -> list[np.ndarray]:
@@ -290,21 +269,6 @@ def _natural(natural_K: np.ndarray) -> np.ndarray:
             f"natural_K is {natural_K.tolist()}: every domain must be above 0, leave out those that are not"
         )
     return natural_K / natural_K.sum()
-
-
-def _caps(cap_K: np.ndarray | None, n_domains: int) -> np.ndarray:
-    cap_K = np.minimum(np.ones(n_domains) if cap_K is None else np.asarray(cap_K, np.float64), 1.0)
-    if cap_K.shape != (n_domains,) or n_domains < 2:
-        raise ValueError(
-            f"cap_K has the shape {cap_K.shape} for {n_domains} domains: give one cap for each of 2 or more"
-        )
-    if not (cap_K >= 0).all():
-        raise ValueError(f"cap_K is {cap_K.tolist()}: caps must be 0 or more")
-    if cap_K.sum() < 1 - _ROUNDING:
-        raise ValueError(
-            f"the caps add up to {cap_K.sum():.3g}, less than 1: allow more epochs, or lower the budget"
-        )
-    return cap_K
 
 
 def _check_runs(n_runs: int) -> None:

@@ -36,7 +36,7 @@ from jaxprune.prune.signals import hashed
 Kind = Literal["shannon", "conditional", "joint", "von_neumann"]
 
 _DIMENSIONS = 300  # of the vectors, as in the paper
-_VECTORS = 10_000  # documents of a domain that are hashed: VNE is at most ln 300, which far fewer reach
+_BLOCK = 4096  # given vectors that are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ def entropies(
     *,
     sequence: int = 1024,
     max_tokens: int | None = None,
+    max_documents: int = 10_000,
     miller_madow: bool = True,
     vectors: np.ndarray | None = None,
     seed: int = 0,
@@ -89,43 +90,36 @@ def entropies(
       store: the tokens.
       documents: numbers of the documents to measure, ascending; None: all that may be trained on.
       sequence: tokens of a sequence.
-      max_tokens: most tokens of a domain, from documents drawn at random; None: all.
+      max_tokens: most tokens of a domain for SE, JE and CE, from documents drawn at random; None: all.
+      max_documents: most documents of a domain for VNE, drawn at random.
       miller_madow: correct SE and JE (and so CE) for small samples.
-      vectors: one for each of `documents`, [N, D], of any length but 0; None: hashed unigrams and bigrams, 300-d, of at
-        most 10,000 documents of a domain.
+      vectors: one for each of `documents`, [N, D], of any length but 0; None: hashed unigrams and bigrams, 300-d.
       seed: of the draw of documents.
 
     Raises:
       ValueError: an argument out of range, or vectors that do not fit the documents.
     """
     numbers = store.documents(TRAIN) if documents is None else np.asarray(documents, np.int64)
-    _check(sequence, max_tokens, vectors, len(numbers))
+    _check(sequence, max_tokens, max_documents, vectors, len(numbers))
     domain_N, n_domains = store.domain_N[numbers], len(store.domains)
-    rngs = [np.random.default_rng((seed, domain)) for domain in range(n_domains)]
-    samples = [
-        _sample(store, numbers[domain_N == domain], max_tokens, rng) for domain, rng in enumerate(rngs)
-    ]
-    n_tokens = [_length(store, sample) for sample in samples]
-    tokens_K = np.minimum(n_tokens, np.iinfo(np.int64).max if max_tokens is None else max_tokens)
+    rngs = [np.random.default_rng((seed, k)) for k in range(n_domains)]
+    samples = [_sample(store, numbers[domain_N == k], max_tokens, rng) for k, rng in enumerate(rngs)]
+    places = [_draw(np.flatnonzero(domain_N == k), max_documents, rng) for k, rng in enumerate(rngs)]
+    tokens_K = np.array([_length(store, sample) for sample in samples])
+    tokens_K = tokens_K if max_tokens is None else np.minimum(tokens_K, max_tokens)
     counted = np.zeros((n_domains, 2), np.int64)
     shannon_K, joint_K, von_neumann_K = np.full((3, n_domains), np.nan)
     with meter("entropies: bigrams", int(tokens_K.sum()), "tokens") as progress:
-        for domain, sample in enumerate(samples):
-            if tokens_K[domain]:
-                pieces = _pieces(store, sample, int(tokens_K[domain]), sequence, progress)
-                *counted[domain], shannon_K[domain], joint_K[domain] = _shannon_and_joint(
-                    pieces, sequence, store.vocab_size, miller_madow
-                )
-    with meter("entropies: vectors", len(numbers), "documents") as progress:
-        for domain in range(n_domains):
-            of_domain = np.flatnonzero(domain_N == domain)
-            if vectors is not None:
-                blocks = _blocks(vectors, of_domain)
-            else:
-                drawn = rngs[domain].permutation(numbers[of_domain])[:_VECTORS]
-                blocks = (x_BD for _, x_BD in hashed.embedder(store, _DIMENSIONS)(np.sort(drawn)))
-            von_neumann_K[domain] = von_neumann(blocks)
-            progress.add(len(of_domain))
+        for k in np.flatnonzero(tokens_K):
+            pieces = _pieces(store, samples[k], int(tokens_K[k]), sequence, progress)
+            *counted[k], shannon_K[k], joint_K[k] = _shannon_and_joint(
+                pieces, sequence, store.vocab_size, miller_madow
+            )
+    embed = hashed.embedder(store, _DIMENSIONS)
+    with meter("entropies: vectors", sum(map(len, places)), "documents") as progress:
+        for k, place_N in enumerate(places):
+            blocks = embed(numbers[place_N]) if vectors is None else _blocks(vectors, place_N)
+            von_neumann_K[k] = von_neumann(_metered(blocks, progress))
     return Entropies(
         domains=store.domains,
         tokens_K=tokens_K,
@@ -195,6 +189,10 @@ def _sample(
     return np.sort(drawn[: np.searchsorted(end_N, max_tokens) + 1])
 
 
+def _draw(place_N: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.permutation(place_N)[:most])
+
+
 def _length(store: TokenStore, numbers: np.ndarray) -> int:
     return int((store.offsets_N1[numbers + 1] - store.offsets_N1[numbers]).sum())
 
@@ -221,16 +219,28 @@ def _pieces(
                 piece, room = [], min(size, n_tokens)
 
 
-def _blocks(vectors: np.ndarray, rows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
-    for begin in range(0, len(rows), size):
-        yield vectors[rows[begin : begin + size]]
+def _blocks(vectors: np.ndarray, place_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Given vectors in the way that `hashed.Embed` yields made ones."""
+    for begin in range(0, len(place_N), _BLOCK):
+        place_B = place_N[begin : begin + _BLOCK]
+        yield place_B, vectors[place_B]
 
 
-def _check(sequence: int, max_tokens: int | None, vectors: np.ndarray | None, n_documents: int) -> None:
+def _metered(blocks: Iterable[tuple[np.ndarray, np.ndarray]], progress: Meter) -> Iterator[np.ndarray]:
+    for _, x_BD in blocks:
+        yield x_BD
+        progress.add(len(x_BD))
+
+
+def _check(
+    sequence: int, max_tokens: int | None, max_documents: int, vectors: np.ndarray | None, n_documents: int
+) -> None:
     if sequence < 2:
         raise ValueError(f"sequence is {sequence}: a bigram takes 2 tokens, set 2 or more")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}: set 1 or more, or None for all")
+    if max_documents < 1:
+        raise ValueError(f"max_documents is {max_documents}: set 1 or more")
     if vectors is not None and (vectors.ndim != 2 or len(vectors) != n_documents):
         raise ValueError(
             f"vectors has the shape {vectors.shape} for {n_documents} documents: give one vector for each"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jaxprune.mix import design
+from jaxprune.mix import caps, design
 
 NATURAL = np.array([0.52, 0.27, 0.05, 0.05, 0.04, 0.04, 0.03])  # about as SlimPajama
 CAPS = np.array([1.0, 0.5, 0.2, 0.2, 0.15, 0.15, 0.1])
@@ -63,7 +63,7 @@ def test_a_capped_mixture_is_the_nearest_in_divergence():
     rng = np.random.default_rng(0)
     x_MK = rng.dirichlet(NATURAL * 5, 5) + 1e-6
     x_MK /= x_MK.sum(axis=1, keepdims=True)
-    for x_K, weights_K in zip(x_MK, design._under_caps(x_MK, CAPS), strict=True):
+    for x_K, weights_K in zip(x_MK, caps.nearest(x_MK, CAPS), strict=True):
         found = scipy.optimize.minimize(
             lambda w, x=x_K: np.sum(w * np.log(np.maximum(w, 1e-300) / x)),
             CAPS / CAPS.sum(),
@@ -72,6 +72,15 @@ def test_a_capped_mixture_is_the_nearest_in_divergence():
             options={"ftol": 1e-12, "maxiter": 500},
         )
         np.testing.assert_allclose(weights_K, found.x, atol=1e-4)
+
+
+def test_under_caps_that_add_up_to_one_there_is_one_mixture():
+    cap_K = np.array([0.7, 0.2, 0.1])
+    np.testing.assert_allclose(caps.nearest(np.array([[1e-12, 1, 1], [1, 1, 1]]), cap_K), [cap_K] * 2)
+    np.testing.assert_allclose(caps.nearest(np.array([[0.0, 2, 1]]), np.ones(3)), [[0, 2 / 3, 1 / 3]])
+    np.testing.assert_allclose(
+        caps.nearest(np.array([[4.0, 3, 1]]), np.array([0.4, 1, 1])), [[0.4, 0.45, 0.15]]
+    )
 
 
 def test_the_grid_is_all_products_of_halved_caps():

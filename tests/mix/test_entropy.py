@@ -145,6 +145,7 @@ def test_a_domain_is_sampled_to_the_token(tmp_path):
     assert first.tokens_K.tolist() == [1000, 1000]
     assert first.joint_K.tolist() == same.joint_K.tolist()
     assert first.joint_K.tolist() != other.joint_K.tolist()
+    assert (np.exp(entropies(store, max_documents=2).von_neumann_K) < 2 + 1e-9).all()
     assert entropies(store, max_tokens=10**9).tokens_K.sum() == len(store.tokens)
 
 
@@ -237,6 +238,7 @@ def test_repeated_documents_are_less_varied(tmp_path):
     [
         ({"sequence": 1}, "sequence is 1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_documents": 0}, "max_documents is 0"),
         ({"vectors": np.ones((2, 3))}, r"shape \(2, 3\) for 3 documents"),
     ],
 )
