@@ -76,7 +76,11 @@ def test_a_capped_mixture_is_the_nearest_in_divergence():
 
 def test_under_caps_that_add_up_to_one_there_is_one_mixture():
     cap_K = np.array([0.7, 0.2, 0.1])
-    np.testing.assert_allclose(caps.nearest(np.array([[1e-12, 1, 1], [1, 1, 1]]), cap_K), [cap_K] * 2)
+    for lacking in (0, 5e-10, -5e-10):
+        exact_K = cap_K - [0, 0, lacking]
+        found_MK = caps.nearest(np.array([[1e-12, 1, 1], [1, 1, 1]]), caps.checked(exact_K, 3))
+        np.testing.assert_allclose(found_MK, [cap_K] * 2, rtol=1e-8)
+        assert (found_MK <= exact_K).all()
     np.testing.assert_allclose(caps.nearest(np.array([[0.0, 2, 1]]), np.ones(3)), [[0, 2 / 3, 1 / 3]])
     np.testing.assert_allclose(
         caps.nearest(np.array([[4.0, 3, 1]]), np.array([0.4, 1, 1])), [[0.4, 0.45, 0.15]]
@@ -94,8 +98,8 @@ def test_the_grid_is_all_products_of_halved_caps():
 
 
 def test_points_of_the_grid_are_equally_likely():
-    cap_K, n_draws = np.array([1.0, 0.5, 0.5]), 2000
-    n_points = sum(a + b <= 1 for a, b in itertools.product([0.5, 0.25, 0], repeat=2))
+    cap_K, n_draws = np.array([1.0, 0.5, 0.5, 0.5]), 2000
+    n_points = sum(sum(point) <= 1 for point in itertools.product([0.5, 0.25, 0], repeat=3))
     rng = np.random.default_rng(0)
     drawn = [tuple(design.exponential_grid(cap_K, 1, rng=rng, halvings=1)[0]) for _ in range(n_draws)]
     counts = np.array([drawn.count(point) for point in set(drawn)])

@@ -110,7 +110,8 @@ def test_counts_are_ascending_different_and_bounded(monkeypatch):
     monkeypatch.setattr(bigrams, "_EVERY", 4)
     monkeypatch.setattr(bigrams, "_RANGE", 256)
     rng = np.random.default_rng(0)
-    stream = rng.zipf(1.2, 20_000).clip(max=69_999).astype(np.uint32)
+    stream = (rng.zipf(1.2, 20_000) - 1).clip(max=69_999).astype(np.uint32)  # 0 0 occurs, the least bigram
+    stream[100:102] = divmod(1 << 32, 70_000)  # the first bigram that is wider than 32 bits
     ranges = list(bigrams.counts(np.split(stream, range(250, 20_000, 250)), 50, 70_000))
     keys = np.concatenate([key for key, _ in ranges])
     assert (np.diff(keys.astype(np.int64)) > 0).all()
