@@ -2,9 +2,9 @@
 
 python benchmarks/entropy.py [TOKENS] [STORE]        (default: 64e6 made-up tokens)
 
-Of uint16 tokens with a vocabulary of 50,000, in sequences of 1,024, in files that are in the page cache: all
-documents of STORE, a token store, or a made-up stream (lognormal documents; half of the tokens follow Zipf's law,
-half are one of few successors of the token before, so that bigrams repeat as in text). Each way of counting has a
+Of uint16 tokens with a vocabulary of 50,000, in sequences of 1,024, in files that are in the page cache: the documents
+of STORE, a token store, as one domain; or a made-up stream (lognormal documents; half of the tokens follow Zipf's
+law, half are one of few successors of the token before, so that bigrams repeat as in text). Each way of counting has a
 process of its own, which prints SE, JE and CE, and of which the tokens per second and per second of processor and
 the peak memory are printed:
 
@@ -35,14 +35,15 @@ WAYS = ("jaxprune", "unique", "arrow", "duckdb", "counter")
 
 def main(n_tokens: int, store: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = store or folder
         if store is None:
             generate(n_tokens, Path(folder))
-        n_tokens = int(np.load(Path(path) / "offsets.npy", mmap_mode="r")[-1])
+        else:
+            as_one_domain(Path(store), Path(folder))
+        n_tokens = int(np.load(Path(folder) / "offsets.npy", mmap_mode="r")[-1])
         print(f"{n_tokens:,} tokens; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
-        base = _measured("nothing", path)  # starting Python with these imports, opening the store
+        base = _measured("nothing", folder)  # starting Python with these imports, opening the store
         for way in WAYS:
-            wall, processor, peak, said = _measured(way, path)
+            wall, processor, peak, said = _measured(way, folder)
             wall, processor = wall - base[0], processor - base[1]
             print(
                 f"{way:9s} {n_tokens / wall / 1e6:6.1f} M tokens/s  {n_tokens / processor / 1e6:6.1f} M per "
@@ -88,6 +89,18 @@ def generate(n_tokens: int, folder: Path) -> None:
     np.save(folder / "domain.npy", np.zeros(len(lengths), np.uint16))
     np.save(folder / "split.npy", np.full(len(lengths), 2, np.uint8))
     np.save(folder / "n_bytes.npy", lengths)
+    _write_meta(folder)
+
+
+def as_one_domain(store: Path, folder: Path) -> None:
+    """A token store of all documents of another one, whose tokens it shares."""
+    for name in ("tokens", "offsets.npy", "split.npy", "n_bytes.npy"):
+        (folder / name).symlink_to((store / name).resolve())
+    np.save(folder / "domain.npy", np.zeros_like(np.load(store / "domain.npy")))
+    _write_meta(folder)
+
+
+def _write_meta(folder: Path) -> None:
     meta = {"vocab_size": VOCABULARY, "eod_id": 0, "domains": ["all"], "dtype": "uint16"}
     (folder / "meta.json").write_text(json.dumps(meta))
 
