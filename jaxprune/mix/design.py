@@ -40,9 +40,9 @@ def dirichlet(
     """Draws mixtures around the natural one, from nearly one domain alone to nearly the prior.
 
     Source: RegMix (arXiv 2407.01492) and its code. A mixture is Dirichlet(strength x prior) with prior
-    natural ** power renormalised, and strength from a log grid of 15 values. RegMix rejects what is above a
-    cap; under tight caps nearly every draw is. Here a draw goes to the nearest mixture under the caps:
-    min(cap, t x) has the least KL divergence from x, which keeps the ratios of the domains below their caps.
+    natural ** power renormalised, and strength from a log grid of 15 values; what is above a cap is drawn again.
+    Caps so tight that 100 draws a run do not give one that fits leave runs over; these get mixtures that did not
+    fit, moved to the nearest that do (`caps.nearest`).
 
     Args:
       natural_K: tokens or proportions of the domains, above 0.
@@ -70,18 +70,24 @@ def dirichlet(
         )
     prior_K = natural_K**power / (natural_K**power).sum()
     grid = np.geomspace(*strengths, _STRENGTHS)
-    weights_RK = np.empty((0, len(natural_K)))
+    drawn_RK = moved_RK = np.empty((0, len(natural_K)))
     for _ in range(_ROUNDS):
         x_RK = np.array([rng.dirichlet(strength * prior_K) for strength in rng.choice(grid, n_runs)])
         x_RK = np.where(x_RK < minimum, 0.0, x_RK)
-        fits_R = (cap_K * (x_RK > 0)).sum(axis=1) >= 1 - caps.ROUNDING
-        weights_RK = _distinct(np.concatenate([weights_RK, caps.nearest(x_RK[fits_R], cap_K)]))
-        if len(weights_RK) >= n_runs:
-            return weights_RK[:n_runs]
-    raise ValueError(
-        f"{_ROUNDS * n_runs} draws gave {len(weights_RK)} different mixtures under the caps, and n_runs is {n_runs}: "
-        "raise cap_K or strengths, or lower n_runs"
-    )
+        x_RK = x_RK / x_RK.sum(axis=1, keepdims=True)
+        fits_R = (x_RK <= cap_K).all(axis=1)
+        can_fit_R = ~fits_R & ((cap_K * (x_RK > 0)).sum(axis=1) >= 1 - caps.ROUNDING)
+        drawn_RK = _distinct(np.concatenate([drawn_RK, x_RK[fits_R]]))
+        moved_RK = np.concatenate([moved_RK, caps.nearest(x_RK[can_fit_R], cap_K)])[:n_runs]
+        if len(drawn_RK) >= n_runs:
+            return drawn_RK[:n_runs]
+    weights_RK = _distinct(np.concatenate([drawn_RK, moved_RK]))[:n_runs]
+    if len(weights_RK) < n_runs:
+        raise ValueError(
+            f"{_ROUNDS * n_runs} draws gave {len(weights_RK)} different mixtures under the caps, and n_runs is "
+            f"{n_runs}: raise cap_K or strengths, or lower n_runs"
+        )
+    return weights_RK
 
 
 def exponential_grid(

@@ -53,6 +53,14 @@ def test_the_mean_of_dirichlet_is_the_prior(power):
     assert (np.abs(weights_RK.mean(axis=0) - prior) < 4 * deviation / np.sqrt(n_runs)).all()
 
 
+def test_dirichlet_is_cut_off_at_the_caps_and_not_piled_up_there():
+    weights_RK = design.dirichlet(NATURAL, 300, rng=np.random.default_rng(0), cap_K=CAPS)
+    assert not np.isclose(weights_RK, CAPS)[:, 1:].any()  # the first alone may be all
+    tight_K = CAPS / CAPS.sum() * 1.02  # hardly any draw fits
+    weights_RK = design.dirichlet(NATURAL, 5, rng=np.random.default_rng(0), cap_K=tight_K)
+    assert np.isclose(weights_RK, tight_K).any(axis=1).all()
+
+
 def test_dirichlet_has_no_tiny_proportions():
     weights_RK = design.dirichlet(NATURAL, 200, rng=np.random.default_rng(0), minimum=0.01)
     assert (weights_RK == 0).any()
