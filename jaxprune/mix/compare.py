@@ -82,7 +82,9 @@ def compare(table: MixtureTable, laws: Mapping[str, Law], held_out: MixtureTable
     tokens = float(end.tokens_R[0])
     held_out_end = held_out.rows(held_out.tokens_R == tokens)
     if len(held_out_end) < 2:
-        raise ValueError(f"{len(held_out_end)} held-out mixtures were measured at {tokens:g} tokens: two or more are needed")
+        raise ValueError(
+            f"{len(held_out_end)} held-out mixtures were measured at {tokens:g} tokens: two or more are needed"
+        )
     at_end, along, failed = {}, {}, {}
     for name, law in laws.items():
         try:
@@ -135,7 +137,9 @@ def _errors(predicted_NE: np.ndarray, true_NE: np.ndarray, weights_NK: np.ndarra
         rank.append(float(spearmanr(p_N, t_N)[0]) if varied else np.nan)  # pyright: ignore[reportArgumentType]
     relative_NE = np.abs(predicted_NE - true_NE) / true_NE
     _, mixture_N = np.unique(weights_NK.round(6), axis=0, return_inverse=True)
-    by_mixture = np.array([np.nanmean(relative_NE[mixture_N.ravel() == m]) for m in range(mixture_N.max() + 1)])
+    by_mixture = np.array(
+        [np.nanmean(relative_NE[mixture_N.ravel() == m]) for m in range(mixture_N.max() + 1)]
+    )
     draws_B = np.random.default_rng(0).integers(len(by_mixture), size=(_RESAMPLES, len(by_mixture)))
     low, high = np.nanquantile(np.nanmean(by_mixture[draws_B], axis=1), [0.025, 0.975])
     return Errors(

@@ -151,7 +151,11 @@ def _closed_form(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np
         return None
     forms = [fit.form for fit in fitted.fits]
     counted = [e for e, share in enumerate(problem.share_E) if share > 0]
-    owns = [form.domain for e, form in enumerate(forms) if isinstance(form, BiMixForm) and not form.floor and e in counted]
+    owns = [
+        form.domain
+        for e, form in enumerate(forms)
+        if isinstance(form, BiMixForm) and not form.floor and e in counted
+    ]
     if len(owns) < len(counted) or len(set(owns)) < len(owns):
         return None
     x = 0.0 if problem.tokens is None else float(np.log(problem.tokens / fitted.table.tokens_R.max()))
@@ -159,7 +163,9 @@ def _closed_form(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np
     for e in counted:
         form, theta_P = forms[e], fitted.fits[e].solution.theta_P
         assert isinstance(form, BiMixForm)
-        alpha = max(float(theta_P[0]), 0.0)  # below 0: more of the domain does not help, and it gets its least
+        alpha = max(
+            float(theta_P[0]), 0.0
+        )  # below 0: more of the domain does not help, and it gets its least
         alpha_K[form.domain] = alpha
         gain_K[form.domain] = problem.share_E[e] * alpha * form.bracket(theta_P, x)
 
@@ -201,7 +207,9 @@ def _descend(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np.nda
 def project(weights_K: np.ndarray, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarray:
     """The nearest mixture within bounds: weights are shifted alike and clipped until they sum to one."""
     lowest, highest = (low_K - weights_K).min(), (high_K - weights_K).max()
-    shift = brentq(lambda s: np.clip(weights_K + s, low_K, high_K).sum() - 1, lowest - 1, highest + 1, xtol=1e-15)
+    shift = brentq(
+        lambda s: np.clip(weights_K + s, low_K, high_K).sum() - 1, lowest - 1, highest + 1, xtol=1e-15
+    )
     return np.clip(weights_K + shift, low_K, high_K)  # pyright: ignore[reportOperatorIssue]
 
 
@@ -228,7 +236,9 @@ def _bounds(
         low_K[k] = max(low_K[k], value)
     crossed = [domains[k] for k in np.flatnonzero(low_K > high_K + _TINY)]
     if crossed:
-        raise ValueError(f"{', '.join(crossed)}: the floor is above what {reason} allow: lower the floor, or allow more epochs")
+        raise ValueError(
+            f"{', '.join(crossed)}: the floor is above what {reason} allow: lower the floor, or allow more epochs"
+        )
     if low_K.sum() > 1 + 1e-9:
         raise ValueError(f"the least proportions of {reason} sum to {low_K.sum():.4g}, above one: lower them")
     if high_K.sum() < 1 - 1e-9:
@@ -286,7 +296,9 @@ def _notes(
             if not low - 1e-6 <= w <= high + 1e-6
         ]
         if outside:
-            notes.append(f"the {name} mixture is outside the range of the runs in {', '.join(outside)}: its loss is extrapolated")
+            notes.append(
+                f"the {name} mixture is outside the range of the runs in {', '.join(outside)}: its loss is extrapolated"
+            )
     if second is None:
         notes.append("no second law was asked")
     else:
@@ -303,9 +315,13 @@ def _of_scale(fitted: FittedLaw, tokens: float | None) -> tuple[str, ...]:
     if tokens is None or tokens == known_R.max():
         return ()
     if np.ptp(known_R) == 0:
-        return (f"the runs have {known_R.max():.3g} tokens and {tokens:.3g} are planned: the law takes the best mixture for the same",)
+        return (
+            f"the runs have {known_R.max():.3g} tokens and {tokens:.3g} are planned: the law takes the best mixture for the same",
+        )
     if tokens > known_R.max():
-        return (f"{tokens:.3g} tokens are {tokens / known_R.max():.3g} times the most of the runs: losses are extrapolated",)
+        return (
+            f"{tokens:.3g} tokens are {tokens / known_R.max():.3g} times the most of the runs: losses are extrapolated",
+        )
     return ()
 
 

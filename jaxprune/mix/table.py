@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 _MOST_RUNS = 0.8  # share of the runs that must have reached the end
-ROUNDING = 0.01  # by which weights may miss the sum of one: published tables are rounded (RegMix: 0.996 to 1.004)
+ROUNDING = (
+    0.01  # by which weights may miss the sum of one: published tables are rounded (RegMix: 0.996 to 1.004)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,14 @@ class MixtureTable:
         """A table from a CSV or Parquet file; raises ValueError as `from_frame`."""
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"there is no table {path}: name a CSV or Parquet file with columns w_<domain>, loss_<target>")
+            raise ValueError(
+                f"there is no table {path}: name a CSV or Parquet file with columns w_<domain>, loss_<target>"
+            )
         if path.suffix == ".parquet":
             return cls.from_frame(pq.read_table(path), str(path))
-        text = pa.csv.ConvertOptions(column_types={"run_id": pa.string()}, strings_can_be_null=True)
+        text = pacsv.ConvertOptions(column_types={"run_id": pa.string()}, strings_can_be_null=True)
         try:
-            return cls.from_frame(pa.csv.read_csv(path, convert_options=text), str(path))
+            return cls.from_frame(pacsv.read_csv(path, convert_options=text), str(path))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is no CSV table: {str(error).splitlines()[0]}") from None
 
@@ -72,8 +76,12 @@ class MixtureTable:
         targets = tuple(column[5:] for column in table.column_names if column.startswith("loss_"))
         if not domains or not targets:
             missing = "w_<domain>" if not domains else "loss_<target>"
-            raise ValueError(f"{name} has no column {missing}: its columns are {', '.join(table.column_names)}")
-        numbers = {column: _numbers(table, column, name) for column in table.column_names if column != "run_id"}
+            raise ValueError(
+                f"{name} has no column {missing}: its columns are {', '.join(table.column_names)}"
+            )
+        numbers = {
+            column: _numbers(table, column, name) for column in table.column_names if column != "run_id"
+        }
         n_rows = table.num_rows
         runs = table["run_id"].to_pylist() if "run_id" in table.column_names else list(range(n_rows))
         return cls.from_arrays(
@@ -132,7 +140,10 @@ class MixtureTable:
 
     def rows(self, chosen: np.ndarray) -> MixtureTable:
         """The rows of a mask or of indices."""
-        parts = {name: getattr(self, name)[chosen] for name in ("run_R", "weights_RK", "tokens_R", "params_R", "loss_RE")}
+        parts = {
+            name: getattr(self, name)[chosen]
+            for name in ("run_R", "weights_RK", "tokens_R", "params_R", "loss_RE")
+        }
         return dataclasses.replace(self, **parts)
 
     @property
@@ -147,7 +158,7 @@ class MixtureTable:
 
     def last(self) -> MixtureTable:
         """The last checkpoint of each run."""
-        ends = {run: int(i) for i in np.argsort(self.tokens_R, kind="stable") for run in [self.run_R[i]]}
+        ends = {str(self.run_R[row]): int(row) for row in np.argsort(self.tokens_R, kind="stable")}
         return self.rows(np.array([ends[run] for run in self.runs], int))
 
     def end(self) -> MixtureTable:
@@ -192,21 +203,37 @@ def _numbers(table: pa.Table, column: str, name: str) -> np.ndarray:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         wanted = column.startswith(("w_", "loss_")) or column in ("tokens", "params")
         if wanted:
-            raise ValueError(f"{name}: column {column} holds what is no number: mend it, or rename the column") from None
+            raise ValueError(
+                f"{name}: column {column} holds what is no number: mend it, or rename the column"
+            ) from None
         return np.full(table.num_rows, np.nan)
 
 
 def _check_values(table: MixtureTable, name: str) -> None:
     faults = (
         ("a weight", ~(table.weights_RK >= 0), "make weights 0 or more, and fill in those that are missing"),
-        ("a loss", table.loss_RE <= 0, "give losses in nats per token, which are above 0; leave out what was not measured"),
-        ("tokens", ~(table.tokens_R > 0)[:, None], "give the training tokens of every row, or leave out the column"),
-        ("params", ~(table.params_R > 0)[:, None], "give the parameters of every row, or leave out the column"),
+        (
+            "a loss",
+            table.loss_RE <= 0,
+            "give losses in nats per token, which are above 0; leave out what was not measured",
+        ),
+        (
+            "tokens",
+            ~(table.tokens_R > 0)[:, None],
+            "give the training tokens of every row, or leave out the column",
+        ),
+        (
+            "params",
+            ~(table.params_R > 0)[:, None],
+            "give the parameters of every row, or leave out the column",
+        ),
     )
     for what, wrong, advice in faults:
         if wrong.any():
             row = int(np.flatnonzero(wrong.any(axis=1))[0])
-            raise ValueError(f"{name}: {what} of run {table.run_R[row]} (row {row + 1}) is not valid: {advice}")
+            raise ValueError(
+                f"{name}: {what} of run {table.run_R[row]} (row {row + 1}) is not valid: {advice}"
+            )
 
 
 def _normalised(table: MixtureTable, name: str) -> MixtureTable:
@@ -223,8 +250,12 @@ def _normalised(table: MixtureTable, name: str) -> MixtureTable:
         notes.append("rounded weights were divided by their sum")
     kept_R = ~off_R & ~empty_R
     if not kept_R.any():
-        raise ValueError(f"{name} has no row to fit: {notes[0] if notes else 'it is empty'}; weights must sum to one")
-    divided = dataclasses.replace(table, weights_RK=table.weights_RK / np.where(off_R, 1, total_R)[:, None], notes=tuple(notes))
+        raise ValueError(
+            f"{name} has no row to fit: {notes[0] if notes else 'it is empty'}; weights must sum to one"
+        )
+    divided = dataclasses.replace(
+        table, weights_RK=table.weights_RK / np.where(off_R, 1, total_R)[:, None], notes=tuple(notes)
+    )
     return divided.rows(kept_R)
 
 
@@ -236,9 +267,12 @@ def _without_repeats(table: MixtureTable, name: str) -> MixtureTable:
         if first == row:
             kept.append(row)
         elif not all(
-            np.array_equal(values[first], values[row], equal_nan=True) for values in (table.weights_RK, table.loss_RE)
+            np.array_equal(values[first], values[row], equal_nan=True)
+            for values in (table.weights_RK, table.loss_RE)
         ):
-            raise ValueError(f"{name}: run {key[0]} has two rows at {key[1]:g} tokens that differ: delete one, or rename its run")
+            raise ValueError(
+                f"{name}: run {key[0]} has two rows at {key[1]:g} tokens that differ: delete one, or rename its run"
+            )
     repeats = len(table) - len(kept)
     if not repeats:
         return table

@@ -61,7 +61,9 @@ class AutoScaleForm(Form):
             for gamma in _EXPONENTS:
                 level = (1 - share) * loss_N.min() / self.n_domains
                 log_n0_K = -np.log(level + cost_K / self.n_domains) / gamma
-                starts.append(np.concatenate([[np.log(share * loss_N.min())], log_n0_K, np.full(self.n_domains, gamma)]))
+                starts.append(
+                    np.concatenate([[np.log(share * loss_N.min())], log_n0_K, np.full(self.n_domains, gamma)])
+                )
         return starts
 
     def prior(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,5 +88,7 @@ def scaled(tokens_K: np.ndarray, more_tokens_K: np.ndarray) -> np.ndarray:
     """
     tokens_K, more_tokens_K = np.asarray(tokens_K, float), np.asarray(more_tokens_K, float)
     if not ((tokens_K > 0).all() and (more_tokens_K > 0).all()):
-        raise ValueError(f"tokens are {tokens_K} and {more_tokens_K}: give numbers above 0 for every domain, at two scales")
+        raise ValueError(
+            f"tokens are {tokens_K} and {more_tokens_K}: give numbers above 0 for every domain, at two scales"
+        )
     return more_tokens_K**2 / tokens_K

@@ -40,7 +40,9 @@ class BiMix(ParametricLaw):
         lowered = [domain.lower() for domain in table.domains]
         named = self.own.get(target, target).lower()
         if target in self.own and named not in lowered:
-            raise ValueError(f"bimix: {target} shall depend on {self.own[target]}, but the domains are {', '.join(table.domains)}")
+            raise ValueError(
+                f"bimix: {target} shall depend on {self.own[target]}, but the domains are {', '.join(table.domains)}"
+            )
         candidates = [lowered.index(named)] if named in lowered else list(range(len(lowered)))
         return [BiMixForm.of(domain, varies(table.tokens_R), self.floor) for domain in candidates]
 
@@ -59,7 +61,14 @@ class BiMixForm(Form):
         bounds |= {"log_B": (-20, 10), "beta": (1e-3, 5)} if in_volume else {}
         bounds |= {"log_eps": (-15, 0)} if floor else {}
         lower_P, upper_P = np.array(list(bounds.values()), float).T
-        return cls(names=tuple(bounds), lower_P=lower_P, upper_P=upper_P, domain=domain, in_volume=in_volume, floor=floor)
+        return cls(
+            names=tuple(bounds),
+            lower_P=lower_P,
+            upper_P=upper_P,
+            domain=domain,
+            in_volume=in_volume,
+            floor=floor,
+        )
 
     def curve(self, theta_P: np.ndarray, points: Points) -> Curve:
         alpha, log_c = theta_P[:2]
@@ -91,7 +100,10 @@ class BiMixForm(Form):
         starts = []
         for beta in _BETAS:
             falling_N = np.exp(-beta * points.x_N)
-            b, c = np.linalg.lstsq(np.stack([falling_N, np.ones_like(falling_N)], 1) / bracket_N[:, None], np.ones_like(bracket_N))[0]
+            b, c = np.linalg.lstsq(
+                np.stack([falling_N, np.ones_like(falling_N)], 1) / bracket_N[:, None],
+                np.ones_like(bracket_N),
+            )[0]
             starts.append(np.array([alpha, np.log(max(c, 1e-3)), np.log(max(b, 1e-3)), beta, *floor]))
         return starts
 
@@ -99,7 +111,9 @@ class BiMixForm(Form):
         shown = {"A": 1.0, "alpha": theta_P[0], "C": np.exp(theta_P[1])}
         if self.in_volume:
             shown |= {"B": np.exp(theta_P[2]), "beta": theta_P[3]}
-        return {name: float(value) for name, value in shown.items()} | ({"eps": float(np.exp(theta_P[-1]))} if self.floor else {})
+        return {name: float(value) for name, value in shown.items()} | (
+            {"eps": float(np.exp(theta_P[-1]))} if self.floor else {}
+        )
 
     def usable(self, points: Points) -> np.ndarray:
         return np.ones(len(points.x_N), bool) if self.floor else points.weights_NK[:, self.domain] > 0
@@ -107,7 +121,9 @@ class BiMixForm(Form):
     def bracket(self, theta_P: np.ndarray, x: float) -> float:
         """B s^-beta + C at log tokens `x`: what the optimum weighs domains by."""
         curve = self.curve(theta_P, Points(np.ones((1, self.domain + 1)), np.array([x]), np.zeros(1)))
-        return float(np.exp(curve.log_loss_N[0] + theta_P[0] * (np.log1p(np.exp(theta_P[-1])) if self.floor else 0.0)))
+        return float(
+            np.exp(curve.log_loss_N[0] + theta_P[0] * (np.log1p(np.exp(theta_P[-1])) if self.floor else 0.0))
+        )
 
 
 def _slope(x_N: np.ndarray, y_N: np.ndarray) -> float:

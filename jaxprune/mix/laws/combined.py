@@ -76,7 +76,9 @@ class Combined(Law):
 class FittedCombined(FittedLaw):
     """Fitted members, and their weights for each target."""
 
-    def __init__(self, law: Combined, table: MixtureTable, fits: list[FittedLaw], weights_EM: np.ndarray) -> None:
+    def __init__(
+        self, law: Combined, table: MixtureTable, fits: list[FittedLaw], weights_EM: np.ndarray
+    ) -> None:
         super().__init__(law, table)
         self.fits, self.weights_EM = fits, weights_EM
 
@@ -84,10 +86,14 @@ class FittedCombined(FittedLaw):
         log_MNE = np.stack([np.log(fit.predict(weights_NK, tokens_N, params_N)) for fit in self.fits])
         return np.exp(np.einsum("em,mne->ne", self.weights_EM, log_MNE))
 
-    def coefficients(self, n_resamples: int = 100, level: float = 0.95, seed: int = 0) -> tuple[Coefficient, ...]:
+    def coefficients(
+        self, n_resamples: int = 100, level: float = 0.95, seed: int = 0
+    ) -> tuple[Coefficient, ...]:
         """The members' weights, which have no interval."""
         return tuple(
-            Coefficient(target=target, name=f"weight[{fit.law.name}]", value=float(weight), low=np.nan, high=np.nan)
+            Coefficient(
+                target=target, name=f"weight[{fit.law.name}]", value=float(weight), low=np.nan, high=np.nan
+            )
             for target, weights_M in zip(self.targets, self.weights_EM, strict=True)
             for fit, weight in zip(self.fits, weights_M, strict=True)
         )

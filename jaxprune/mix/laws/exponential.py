@@ -53,7 +53,12 @@ class ExponentialForm(Form):
             bounds |= {f"u[{domain}]": (-15, 10) for domain in domains} | {"b": (1e-3, 5)}
         lower_P, upper_P = np.array(list(bounds.values()), float).T
         return cls(
-            names=tuple(bounds), lower_P=lower_P, upper_P=upper_P, n_domains=len(domains), in_volume=in_volume, prior_sd=prior_sd
+            names=tuple(bounds),
+            lower_P=lower_P,
+            upper_P=upper_P,
+            n_domains=len(domains),
+            in_volume=in_volume,
+            prior_sd=prior_sd,
         )
 
     def curve(self, theta_P: np.ndarray, points: Points) -> Curve:
@@ -79,7 +84,7 @@ class ExponentialForm(Form):
         if not self.in_volume:
             return static
         starts = []
-        for theta_P in static[:: 2]:
+        for theta_P in static[::2]:
             settled_N = np.exp(theta_P[0]) + np.exp(points.weights_NK @ theta_P[1:])
             for b in _EXPONENTS:
                 # What is left to learn at x = 0 counts among the settled part: the fit moves it.

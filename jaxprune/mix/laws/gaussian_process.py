@@ -34,7 +34,9 @@ class Process:
             along_NE = vector_NN.T @ y_NE
             spectrum_LN = np.maximum(value_N, 0) + _NOISES[:, None]
             variance_LE = (along_NE**2 / spectrum_LN[:, :, None]).mean(axis=1)  # of each target's function
-            likelihood_LE = -0.5 * (np.log(spectrum_LN).sum(axis=1)[:, None] + len(y_NE) * np.log(variance_LE + 1e-300))
+            likelihood_LE = -0.5 * (
+                np.log(spectrum_LN).sum(axis=1)[:, None] + len(y_NE) * np.log(variance_LE + 1e-300)
+            )
             likelihood_L = likelihood_LE.sum(axis=1)
             choice = int(np.argmax(likelihood_L))
             if likelihood_L[choice] > best:

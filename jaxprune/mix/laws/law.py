@@ -60,9 +60,7 @@ class FittedLaw(ABC):
         self.law, self.table, self.notes = law, table, notes
         self.domains, self.targets = table.domains, table.targets
 
-    def predict(
-        self, weights_NK: np.ndarray, tokens_N: Any = None, params_N: Any = None
-    ) -> np.ndarray:
+    def predict(self, weights_NK: np.ndarray, tokens_N: Any = None, params_N: Any = None) -> np.ndarray:
         """Losses of mixtures, [N, E], nats per token; at most 1e6 where a law has a pole.
 
         Args:
@@ -81,7 +79,9 @@ class FittedLaw(ABC):
         total_N = weights_NK.sum(axis=1)
         if not np.allclose(total_N, 1, atol=1e-6) or (weights_NK < -1e-9).any():
             worst = float(total_N[np.argmax(np.abs(total_N - 1))])
-            raise ValueError(f"weights sum to {worst:.6g}, the least is {weights_NK.min():.3g}: give proportions that sum to one")
+            raise ValueError(
+                f"weights sum to {worst:.6g}, the least is {weights_NK.min():.3g}: give proportions that sum to one"
+            )
         weights_NK = np.maximum(weights_NK, 0)
         tokens_N = _each(tokens_N, self.table.tokens_R, len(weights_NK), "tokens")
         params_N = _each(params_N, self.table.params_R, len(weights_NK), "params")
@@ -90,7 +90,9 @@ class FittedLaw(ABC):
     @abstractmethod
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray: ...
 
-    def coefficients(self, n_resamples: int = 100, level: float = 0.95, seed: int = 0) -> tuple[Coefficient, ...]:
+    def coefficients(
+        self, n_resamples: int = 100, level: float = 0.95, seed: int = 0
+    ) -> tuple[Coefficient, ...]:
         """Coefficients with intervals of a bootstrap over runs; a law that has none gives none."""
         return ()
 

@@ -17,7 +17,6 @@ from jaxprune.mix.laws.law import one_target
 from jaxprune.mix.laws.power import Power
 from jaxprune.mix.table import MixtureTable
 
-
 _FEWEST = 4  # checkpoints of a run
 
 
@@ -63,12 +62,16 @@ def along_params(tables: Sequence[MixtureTable], params: float) -> MixtureTable:
       ValueError: fewer than three sizes, no common mixture, or other domains.
     """
     if len({float(table.params_R.max()) for table in tables}) < 3:
-        raise ValueError(f"{len(tables)} tables have fewer than three model sizes: a power law of sizes needs three")
+        raise ValueError(
+            f"{len(tables)} tables have fewer than three model sizes: a power law of sizes needs three"
+        )
     first, *others = tables
     if any(table.domains != first.domains for table in others):
         raise ValueError("the tables mix other domains: give tables of one corpus")
     shared = [target for target in first.targets if all(target in table.targets for table in others)]
-    mixtures = [{tuple(weights): row for row, weights in enumerate(table.weights_RK.round(6))} for table in tables]
+    mixtures = [
+        {tuple(weights): row for row, weights in enumerate(table.weights_RK.round(6))} for table in tables
+    ]
     common = [mixture for mixture in mixtures[0] if all(mixture in of for of in mixtures[1:])]
     if not common:
         raise ValueError("no mixture is in all tables: run the same mixtures at every size")

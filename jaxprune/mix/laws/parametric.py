@@ -60,6 +60,10 @@ class Form:
         """A Gaussian prior as rows of (A, b): A theta - b has standard deviation one. None: no rows."""
         return np.zeros((0, len(self.names))), np.zeros(0)
 
+    def importance(self, points: Points) -> np.ndarray:
+        """What the residual of each row is multiplied by."""
+        return np.ones(len(points.x_N))
+
     def shown(self, theta_P: np.ndarray) -> dict[str, float]:
         """Coefficients as the paper writes them."""
         return dict(zip(self.names, theta_P.tolist(), strict=True))
@@ -105,9 +109,13 @@ class ParametricLaw(Law):
             solution = fit_form(form, rows, log_loss_N[usable_N], self.delta)
             found.append((solution.cost / len(rows.x_N), len(found), form, solution, int((~usable_N).sum())))
         if not found:
-            raise ValueError(f"{self.name}: no row of {target} can be used, all its proportions are 0: use a law that can")
+            raise ValueError(
+                f"{self.name}: no row of {target} can be used, all its proportions are 0: use a law that can"
+            )
         _, _, form, solution, n_dropped = min(found)
-        return TargetFit(form=form, solution=solution, n_dropped=n_dropped, notes=_notes(form, solution, table, n_dropped))
+        return TargetFit(
+            form=form, solution=solution, n_dropped=n_dropped, notes=_notes(form, solution, table, n_dropped)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +133,32 @@ class FittedParametric(FittedLaw):
 
     law: ParametricLaw
 
-    def __init__(self, law: ParametricLaw, table: MixtureTable, fits: list[TargetFit], notes: tuple[str, ...]) -> None:
+    def __init__(
+        self, law: ParametricLaw, table: MixtureTable, fits: list[TargetFit], notes: tuple[str, ...]
+    ) -> None:
         super().__init__(law, table, notes)
         self.fits = fits
 
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray:
-        points = Points(weights_NK, np.log(tokens_N / _center(self.table.tokens_R)), np.log(params_N / _center(self.table.params_R)))
+        points = Points(
+            weights_NK,
+            np.log(tokens_N / _center(self.table.tokens_R)),
+            np.log(params_N / _center(self.table.params_R)),
+        )
         with np.errstate(divide="ignore", over="ignore"):
             curves = [fit.form.curve(fit.solution.theta_P, points).log_loss_N for fit in self.fits]
         return np.exp(np.stack(curves, axis=1))
 
-    def coefficients(self, n_resamples: int = 100, level: float = 0.95, seed: int = 0) -> tuple[Coefficient, ...]:
+    def coefficients(
+        self, n_resamples: int = 100, level: float = 0.95, seed: int = 0
+    ) -> tuple[Coefficient, ...]:
         """Coefficients with percentile intervals of a bootstrap over runs.
 
-        Rows of one run have correlated errors, so that whole runs are drawn (spec of the uncertainty: one
-        cluster a run).
+        Rows of one run have correlated errors, so that whole runs are drawn; a single run has no interval (NaN).
         """
         rng = np.random.default_rng(seed)
         rows_of = [np.flatnonzero(self.table.run_R == run) for run in self.table.runs]
+        n_resamples = n_resamples if len(rows_of) > 1 else 0
         draws = [rng.integers(len(rows_of), size=len(rows_of)) for _ in range(n_resamples)]
         samples = [self._resampled(np.concatenate([rows_of[run] for run in draw])) for draw in draws]
         coefficients = []
@@ -150,7 +166,9 @@ class FittedParametric(FittedLaw):
             drawn = [sample[e] for sample in samples if sample[e]]
             for name, value in fit.form.shown(fit.solution.theta_P).items():
                 values = [shown[name] for shown in drawn]
-                low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if values else (np.nan, np.nan)
+                low, high = (
+                    np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if values else (np.nan, np.nan)
+                )
                 coefficients.append(
                     Coefficient(target=target, name=name, value=value, low=float(low), high=float(high))
                 )
@@ -168,22 +186,31 @@ class FittedParametric(FittedLaw):
                 shown.append({})
                 continue
             part = Points(*(values[usable_N] for values in points))
-            solution = fit_form(fit.form, part, np.log(one.loss_RE[usable_N, 0]), self.law.delta, [fit.solution.theta_P])
+            solution = fit_form(
+                fit.form, part, np.log(one.loss_RE[usable_N, 0]), self.law.delta, [fit.solution.theta_P]
+            )
             shown.append(fit.form.shown(solution.theta_P))
         return shown
 
 
 def fit_form(
-    form: Form, points: Points, log_loss_N: np.ndarray, delta: float, starts: Sequence[np.ndarray] | None = None
+    form: Form,
+    points: Points,
+    log_loss_N: np.ndarray,
+    delta: float,
+    starts: Sequence[np.ndarray] | None = None,
 ) -> Solution:
     """The coefficients that fit log losses best, under the prior of the form."""
     prior_AP, prior_A = form.prior()
+    importance_N = form.importance(points)
 
     def residuals(theta_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         curve = form.curve(theta_P, points)
         return (
-            np.concatenate([curve.log_loss_N - log_loss_N, NOISE * (prior_AP @ theta_P - prior_A)]),
-            np.concatenate([curve.jacobian_NP, NOISE * prior_AP]),
+            np.concatenate(
+                [importance_N * (curve.log_loss_N - log_loss_N), NOISE * (prior_AP @ theta_P - prior_A)]
+            ),
+            np.concatenate([importance_N[:, None] * curve.jacobian_NP, NOISE * prior_AP]),
         )
 
     starts = form.starts(points, np.exp(log_loss_N)) if starts is None else starts
@@ -193,7 +220,9 @@ def fit_form(
 def points_of(table: MixtureTable, of: MixtureTable) -> Points:
     """The rows of a table, with tokens and parameters relative to those of the table `of`."""
     return Points(
-        table.weights_RK, np.log(table.tokens_R / _center(of.tokens_R)), np.log(table.params_R / _center(of.params_R))
+        table.weights_RK,
+        np.log(table.tokens_R / _center(of.tokens_R)),
+        np.log(table.params_R / _center(of.params_R)),
     )
 
 
@@ -215,7 +244,11 @@ def _notes(form: Form, solution: Solution, table: MixtureTable, n_dropped: int) 
         notes.append(f"{', '.join(at_bound)} {'is' if len(at_bound) == 1 else 'are'} at a bound of the fit")
     n_coefficients = len(form.names)
     if len(table) < n_coefficients:
-        notes.append(f"{len(table)} rows for {n_coefficients} coefficients: only the prior decides between them")
+        notes.append(
+            f"{len(table)} rows for {n_coefficients} coefficients: only the prior decides between them"
+        )
     elif solution.condition > SINGULAR:
-        notes.append(f"the data cannot tell the coefficients apart (condition number {solution.condition:.0e})")
+        notes.append(
+            f"the data cannot tell the coefficients apart (condition number {solution.condition:.0e})"
+        )
     return tuple(notes)

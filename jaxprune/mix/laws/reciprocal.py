@@ -57,13 +57,17 @@ class ReciprocalForm(Form):
     prior_sd: tuple[float, float]
 
     @classmethod
-    def of(cls, domains: tuple[str, ...], scales: tuple[str, ...], joint: bool, prior_sd: tuple[float, float]) -> ReciprocalForm:
+    def of(
+        cls, domains: tuple[str, ...], scales: tuple[str, ...], joint: bool, prior_sd: tuple[float, float]
+    ) -> ReciprocalForm:
         bounds: dict[str, tuple[float, float]] = {"log_E": (-10, 5)}
         bounds |= {f"log_C[{domain}]": (-15, 8) for domain in domains}
         bounds |= {f"gamma[{domain}]": (1e-3, 3) for domain in domains}
         for scale in scales:
             if joint:
-                bounds |= {f"log_C{scale}[{domain}]": (-15, 15) for domain in domains} | {f"gamma{scale}": (-3, 3)}
+                bounds |= {f"log_C{scale}[{domain}]": (-15, 15) for domain in domains} | {
+                    f"gamma{scale}": (-3, 3)
+                }
             else:
                 bounds |= {f"log_{scale}": (-20, 5)}
             bounds |= {"beta" if scale == "B" else "alpha": (1e-3, 5)}
@@ -121,7 +125,9 @@ class ReciprocalForm(Form):
                         early_N = along_N <= np.quantile(along_N, 0.2)
                         drop = max(float(np.median(loss_N[early_N]) - np.median(late_loss_N)), 1e-2)
                         log_b = np.log(drop / max(np.expm1(-exponent * float(along_N[early_N].mean())), 1e-2))
-                        theta.append(np.array([*np.full(k, log_b), 1.0, exponent] if self.joint else [log_b, exponent]))
+                        theta.append(
+                            np.array([*np.full(k, log_b), 1.0, exponent] if self.joint else [log_b, exponent])
+                        )
                     starts.append(np.concatenate(theta))
         return starts
 

@@ -48,11 +48,15 @@ class Trees(Law):
     def _fit_target(self, table: MixtureTable) -> Any:
         lightgbm = _lightgbm()
         if table.n_mixtures < 5:
-            raise ValueError(f"trees: {table.targets[0]} has {table.n_mixtures} mixtures: give 5 or more, or use another law")
+            raise ValueError(
+                f"trees: {table.targets[0]} has {table.n_mixtures} mixtures: give 5 or more, or use another law"
+            )
         features_NF, log_loss_N = features(table), np.log(table.loss_RE[:, 0])
         _, mixture_N = np.unique(table.weights_RK.round(6), axis=0, return_inverse=True)
         mixtures = np.random.default_rng(self.seed).permutation(mixture_N.max() + 1)
-        is_validation_N = np.isin(mixture_N.ravel(), mixtures[: max(1, round(self.validation * len(mixtures)))])
+        is_validation_N = np.isin(
+            mixture_N.ravel(), mixtures[: max(1, round(self.validation * len(mixtures)))]
+        )
         settings = {
             "objective": "regression",
             "learning_rate": self.learning_rate,
@@ -63,12 +67,19 @@ class Trees(Law):
             "verbosity": -1,
         }
         train, validation = (
-            lightgbm.Dataset(features_NF[rows_N], log_loss_N[rows_N]) for rows_N in (~is_validation_N, is_validation_N)
+            lightgbm.Dataset(features_NF[rows_N], log_loss_N[rows_N])
+            for rows_N in (~is_validation_N, is_validation_N)
         )
         stopped = lightgbm.train(
-            settings, train, self.rounds, valid_sets=[validation], callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)]
+            settings,
+            train,
+            self.rounds,
+            valid_sets=[validation],
+            callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
         )
-        return lightgbm.train(settings, lightgbm.Dataset(features_NF, log_loss_N), max(stopped.best_iteration, 1))
+        return lightgbm.train(
+            settings, lightgbm.Dataset(features_NF, log_loss_N), max(stopped.best_iteration, 1)
+        )
 
 
 class FittedTrees(FittedLaw):
