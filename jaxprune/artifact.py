@@ -214,18 +214,16 @@ def build(
     """
     wanted = Manifest(stage=stage, settings=dict(settings), inputs=dict(inputs))
     partial = folder.with_name(folder.name + ".partial")
-    manifest = cluster.alone(lambda: _begin(folder, partial, wanted))
-    if manifest is None:
+    if not cluster.alone(lambda: _begin(folder, partial, wanted)):
         cluster.until_seen(partial, partial.is_dir)
         begin = time.monotonic()
         counts = make(partial)
-        manifest = cluster.alone(lambda: _finish(folder, partial, wanted, counts, time.monotonic() - begin))
-    wait_for(folder, manifest.fingerprint)
-    return manifest
+        cluster.alone(lambda: _finish(folder, partial, wanted, counts, time.monotonic() - begin))
+    return wait_for(folder, wanted.fingerprint)
 
 
-def wait_for(folder: Path, fingerprint: str) -> None:
-    """Waits until this process sees an artifact that process 0 has made.
+def wait_for(folder: Path, fingerprint: str) -> Manifest:
+    """The manifest of an artifact that process 0 has made, when this process sees it.
 
     Raises:
       FileNotFoundError: as `cluster.until_seen`.
@@ -236,28 +234,26 @@ def wait_for(folder: Path, fingerprint: str) -> None:
         return found is not None and found.fingerprint == fingerprint
 
     cluster.until_seen(folder, is_there)
+    return require(folder, "jaxprune run CONFIG")
 
 
-def _begin(folder: Path, partial: Path, wanted: Manifest) -> Manifest | None:
-    """The manifest of the artifact where it is there already; else `partial` is made ready to build in."""
+def _begin(folder: Path, partial: Path, wanted: Manifest) -> bool:
+    """Whether the artifact is there already; else `partial` is made ready to build in."""
     _finish_rename(folder, partial)
     present = read_manifest(folder)
     if present is not None:
         if present.fingerprint == wanted.fingerprint:
             say(f"{wanted.stage}: up to date")
-            return present
+            return True
         say(f"{wanted.stage}: made again, because {_changes(present, wanted)}")
     _open_partial(partial, wanted)
-    return None
+    return False
 
 
-def _finish(
-    folder: Path, partial: Path, wanted: Manifest, counts: dict[str, Any], seconds: float
-) -> Manifest:
+def _finish(folder: Path, partial: Path, wanted: Manifest, counts: dict[str, Any], seconds: float) -> None:
     manifest = dataclasses.replace(wanted, counts=counts, versions=_versions(), seconds=round(seconds, 3))
     write_json(partial / "manifest.json", dataclasses.asdict(manifest))
     _finish_rename(folder, partial)
-    return manifest
 
 
 def _open_partial(partial: Path, wanted: Manifest) -> None:

@@ -131,14 +131,14 @@ def _join(options: argparse.Namespace, config: Config) -> None:
     """Joins the processes that the options speak of.
 
     Raises:
-      ValueError: options are missing or contradict each other, or processes were given other settings.
-      TimeoutError: processes are missing.
+      ValueError: options are missing or contradict each other; as `cluster.join`.
+      OSError: as `cluster.join`.
     """
     given = {"processes": options.processes, "process": options.process, "coordinator": options.coordinator}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == len(given) and not options.distributed:
         return
-    from jaxprune import cluster
+    from jaxprune import channel, cluster
     from jaxprune.artifact import digest
 
     if options.distributed and len(missing) < len(given):
@@ -149,13 +149,13 @@ def _join(options: argparse.Namespace, config: Config) -> None:
         raise ValueError(
             f"of --processes, --process and --coordinator all three are needed: add {' and '.join(missing)}"
         )
-    cluster.join(**given, timeout=options.timeout)
     asked = {name: str(value) for name, value in vars(options).items() if name != "process"}
-    mine = digest([asked, dataclasses.asdict(config)])
-    if cluster.alone(lambda: mine) != mine:
-        raise ValueError(
-            "it was given other settings than process 0: start all with the same command and config"
-        )
+    place = (
+        channel.from_launcher(options.timeout)
+        if options.distributed
+        else channel.Place(**given, timeout=options.timeout)
+    )
+    cluster.join(place, digest([asked, dataclasses.asdict(config)]))
 
 
 def _config_of(options: argparse.Namespace, rest: list[str]) -> tuple[str, list[str]]:
