@@ -21,6 +21,7 @@ from jaxprune.progress import say
 Message = dict[str, Any]
 
 _SAY_EVERY_S = 10.0
+_INTRODUCED_S = 5.0  # in which whoever connects says who it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,10 @@ class Channel:
     """A connection to another process."""
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
+        """Messages are waited for `timeout` seconds."""
         connection.settimeout(timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection, self._timeout = connection, timeout
+        self._connection = connection
         self._lines = connection.makefile("r", encoding="utf-8")
         self._values: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._sending = threading.Lock()
@@ -95,12 +97,23 @@ class Channel:
     def read(self) -> Message | None:
         """The next message; None: the other process is gone, or has been silent for too long."""
         try:
-            return json.loads(next(self._lines))
+            message = json.loads(next(self._lines))
         except (StopIteration, OSError, ValueError):
             return None
+        return message if isinstance(message, dict) else None
 
-    def listen(self, hear: Callable[[Message | None], None]) -> None:
+    def is_closed(self) -> bool:
+        """Whether the other process, which has nothing to say yet, has closed its end."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def listen(self, hear: Callable[[Message | None], None], timeout: float) -> None:
         """From here on values are for `receive`, and `hear` is told the rest in a thread."""
+        self._connection.settimeout(timeout)
 
         def listen() -> None:
             while (message := self.read()) is not None:
@@ -113,7 +126,7 @@ class Channel:
         def live() -> None:
             while True:
                 self.send({})
-                time.sleep(self._timeout / 4)
+                time.sleep(timeout / 4)
 
         self._listener = threading.Thread(target=listen, daemon=True)
         self._listener.start()
@@ -153,47 +166,53 @@ def roll_call(place: Place, settings: str) -> tuple[list[str], dict[int, Channel
 
 
 def _call(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]:
-    channels: dict[int, Channel] = {}
-    hosts = {0: here["host"]}
-    until, said = time.monotonic() + place.timeout, time.monotonic()
-    refusal = ""
+    hosts, channels = {0: here["host"]}, {}
     with _server(place) as server:
-        server.settimeout(0.5)
-        while not refusal and len(hosts) < place.processes:
-            missing = ", ".join(str(index) for index in range(place.processes) if index not in hosts)
-            now = time.monotonic()
-            if now > until:
-                refusal = (
-                    f"of {place.processes} processes these are missing after {place.timeout:.0f} s: {missing}"
-                )
-            elif now - said > _SAY_EVERY_S:
-                said = now
-                say(f"waiting at {place.coordinator} for process {missing} of {place.processes}")
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                continue
-            channel = Channel(connection, place.timeout)
-            there = channel.read()
-            if not there or "settings" not in there:
-                channel.close()  # a stranger
-                continue
-            index, name = there["process"], f"process {there['process']} on {there['host']}"
-            if there["processes"] != place.processes or there["settings"] != here["settings"]:
-                refusal = (
-                    f"{name} was given other settings than process 0: give all the same command and config"
-                )
-            elif index in hosts:
-                refusal = (
-                    f"{name} and that on {hosts[index]} have the same number: give each its own --process"
-                )
-            channels[index if index not in channels else -1], hosts[index] = channel, there["host"]
+        refusal = _gather(server, place, here, hosts, channels)
     ordered = [hosts.get(index, "") for index in range(place.processes)]
     for channel in channels.values():
-        channel.send({"refused": refusal} if refusal else {"hosts": ordered})
-    if refusal:
-        raise (TimeoutError if "missing" in refusal else ValueError)(refusal)
+        channel.send({"hosts": ordered} if refusal is None else {"refused": str(refusal)})
+    if refusal is not None:
+        raise refusal
     return ordered, channels
+
+
+def _gather(
+    server: socket.socket, place: Place, here: Message, hosts: dict[int, str], channels: dict[int, Channel]
+) -> Exception | None:
+    """Takes the other processes up into `hosts` and `channels`; returns why they cannot go on, if so."""
+    server.settimeout(0.5)
+    until, said = time.monotonic() + place.timeout, time.monotonic()
+    while len(hosts) < place.processes:
+        now = time.monotonic()
+        missing = ", ".join(str(index) for index in range(place.processes) if index not in hosts)
+        if now > until:
+            return TimeoutError(
+                f"of {place.processes} processes these are missing after {place.timeout:.0f} s: {missing}"
+            )
+        if now - said > _SAY_EVERY_S:
+            said = now
+            say(f"waiting at {place.coordinator} for these of {place.processes} processes: {missing}")
+        try:
+            connection, _ = server.accept()
+        except TimeoutError:
+            continue
+        channel = Channel(connection, _INTRODUCED_S)
+        there = channel.read()
+        if there is None or there.keys() != here.keys():
+            channel.close()  # a stranger
+            continue
+        index, name = there["process"], f"process {there['process']} on {there['host']}"
+        if there["processes"] != place.processes or there["settings"] != here["settings"]:
+            problem = "was given other settings than process 0: give all the same command and config"
+        elif index == 0 or (index in channels and not channels[index].is_closed()):
+            problem = f"has the number of another on {hosts[index]}: give each its own --process"
+        else:
+            hosts[index], channels[index] = there["host"], channel
+            continue
+        channel.send({"refused": f"{name} {problem}"})
+        return ValueError(f"{name} {problem}")
+    return None
 
 
 def _answer(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]:

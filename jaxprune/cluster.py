@@ -41,14 +41,14 @@ class _Cluster:
         self.parts = False  # all have come to the end
         self._ending = threading.Lock()
         for index, channel in channels.items():
-            channel.listen(lambda message, index=index: self._hear(index, message))
+            channel.listen(lambda message, index=index: self._hear(index, message), place.timeout)
 
     def name(self, index: int) -> str:
         return f"process {index} on {self.hosts[index]}"
 
     def _hear(self, index: int, message: Message | None) -> None:
         """In a thread of the channel: what another process says beside values; None: it is gone."""
-        if self.parts:
+        if self.parts or self._ending.locked():
             return
         if message is None:
             progress.unmute()  # where it is process 0, each says so

@@ -32,7 +32,8 @@ class Feed:
     def _put(self, value: np.ndarray) -> jax.Array:
         own = value.reshape(self._shape_MB[0], len(self._own), *value.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             start, stop, _ = index[1].indices(self._shape_MB[1])
             first = int(np.searchsorted(self._own, start))
             return own[:, first : first + stop - start]
