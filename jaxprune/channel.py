@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import queue
+import select
 import socket
 import threading
 import time
@@ -104,12 +105,9 @@ class Channel:
 
     def is_closed(self) -> bool:
         """Whether the other process, which has nothing to say yet, has closed its end."""
-        try:
-            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0))
 
     def listen(self, hear: Callable[[Message | None], None], timeout: float) -> None:
         """From here on values are for `receive`, and `hear` is told the rest in a thread."""
@@ -183,9 +181,13 @@ def _gather(
     """Takes the other processes up into `hosts` and `channels`; returns why they cannot go on, if so."""
     server.settimeout(0.5)
     until, said = time.monotonic() + place.timeout, time.monotonic()
-    while len(hosts) < place.processes:
+    while len(hosts) < place.processes or any(channel.is_closed() for channel in channels.values()):
         now = time.monotonic()
-        missing = ", ".join(str(index) for index in range(place.processes) if index not in hosts)
+        missing = ", ".join(
+            str(index)
+            for index in range(1, place.processes)
+            if index not in channels or channels[index].is_closed()
+        )
         if now > until:
             return TimeoutError(
                 f"of {place.processes} processes these are missing after {place.timeout:.0f} s: {missing}"
@@ -205,7 +207,7 @@ def _gather(
         index, name = there["process"], f"process {there['process']} on {there['host']}"
         if there["processes"] != place.processes or there["settings"] != here["settings"]:
             problem = "was given other settings than process 0: give all the same command and config"
-        elif index == 0 or (index in channels and not channels[index].is_closed()):
+        elif index == 0 or (index in hosts and not channels[index].is_closed()):
             problem = f"has the number of another on {hosts[index]}: give each its own --process"
         else:
             hosts[index], channels[index] = there["host"], channel
