@@ -179,6 +179,7 @@ def check_shared(folder: Path) -> None:
 
     written = alone(write)
     until_seen(path, lambda: path.is_file() and path.read_text() == written)
+    holds_everywhere(True)  # before anything is made
 
 
 def fail(message: str, status: int) -> None:
