@@ -6,28 +6,23 @@ Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
 from __future__ import annotations
 
 import dataclasses
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jaxprune import config
+from jaxprune import cluster, config
 from jaxprune.artifact import StageError, write_json
 from jaxprune.data.loader import Loader
 from jaxprune.data.mixture import MixtureSource, Stage
 from jaxprune.data.store import TokenStore
 from jaxprune.model import flops, transformer
-from jaxprune.model.sharding import BATCH
 from jaxprune.progress import meter, say
-from jaxprune.train import layout
+from jaxprune.train import layout, stop
 from jaxprune.train.checkpoint import Checkpoints
+from jaxprune.train.feed import Feed
 from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Log, Window
 from jaxprune.train.metrics import Metrics
@@ -79,10 +74,11 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
     rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
     layout.check(run, mesh)
     # 1. What the parameters are, for whoever loads them.
-    write_json(
-        folder / "model.json",
-        {"model": dataclasses.asdict(run.model), "vocab_size": vocab_size},
-    )
+    if cluster.is_first():
+        write_json(
+            folder / "model.json",
+            {"model": dataclasses.asdict(run.model), "vocab_size": vocab_size},
+        )
     with jax.set_mesh(mesh):
         # 2. The state: the newest whole checkpoint, or a fresh start.
         checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints, plan.keep_steps)
@@ -97,7 +93,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             start, params, optimizer, position = restored
             state = TrainState(params, optimizer)
             say(f"{plan.title}: continuing after step {start} of {run.steps}")
-        # 3. The loader, whose whole position is the step.
+        # 3. The loader of this process's rows, whose whole position is the step.
+        feed = Feed(mesh, run.batch_rows, run.microbatches)
         source = MixtureSource(
             plan.store,
             plan.documents,
@@ -105,16 +102,13 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             batch_rows=run.batch_rows,
             stages=tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"]),
             seed=plan.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=feed.rows,
         )
         loader = Loader(source, step=start)
         # 4. Metrics, without the lines after the checkpoint.
-        metrics = Metrics(
-            folder,
-            -1 if restored is None else start,
-            plan.backends if jax.process_index() == 0 else (),
-        )
+        metrics = None
+        if cluster.is_first():
+            metrics = Metrics(folder, -1 if restored is None else start, plan.backends)
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
@@ -151,7 +145,10 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
                 )
             tokens_a_step = run.batch_rows * run.model.context
-            with meter(plan.title, run.steps * tokens_a_step, "tok") as bar, _stop_requests() as stop:
+            with (
+                meter(plan.title, run.steps * tokens_a_step, "tok") as bar,
+                stop.requests(mesh) as asked_to_stop,
+            ):
                 bar.skip(start * tokens_a_step)
                 bar.tell("compiling")
                 if start == 0:
@@ -159,8 +156,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 previous: StepMetrics | None = None
                 clock.resume()
                 for step in range(start + 1, run.steps + 1):
-                    batch = _to_mesh(next(loader), run.microbatches, mesh)
-                    state, current = step_fn(state, *batch)
+                    state, current = step_fn(state, *feed(next(loader)))
                     # Reading a step's metrics only after the next was dispatched keeps the device busy.
                     if previous is not None:
                         log.step(step - 1, previous)
@@ -169,13 +165,14 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     last = step == run.steps
                     validate = last or (run.validate_every > 0 and step % run.validate_every == 0)
                     checkpoint = last or step % run.checkpoint_every == 0 or step in plan.keep_steps
-                    if validate or checkpoint or stop:
+                    stopped_by = asked_to_stop()
+                    if validate or checkpoint or stopped_by:
                         log.step(step, previous)  # a step that diverged must not be saved
                         previous = None
                         clock.pause()
                         if validate:
                             log.validation(step, validation(graphdef, state.params, mesh))
-                        stopped_by = stop[0] if stop else None  # a request during validation counts
+                        stopped_by = stopped_by or asked_to_stop()  # during validation too
                         if checkpoint or stopped_by:
                             save(step)
                         clock.resume()
@@ -187,7 +184,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 checkpoints.thin()
         finally:
             loader.close()
-            metrics.close()
+            if metrics is not None:
+                metrics.close()
             checkpoints.close()
     return {
         "steps": run.steps,
@@ -200,37 +198,3 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
         "devices": describe(mesh),
     }
-
-
-def _to_mesh(
-    batch: dict[str, np.ndarray], microbatches: int, mesh: jax.sharding.Mesh
-) -> tuple[jax.Array, jax.Array]:
-    """This process's rows as parts of global tokens_MBS and domain_MB."""
-    tokens_BS, domain_B = batch["tokens_BS"], batch["domain_B"]
-    sharding = NamedSharding(mesh, P(None, *BATCH))
-    tokens_MBS = tokens_BS.reshape(microbatches, -1, tokens_BS.shape[-1])
-    domain_MB = domain_B.reshape(microbatches, -1)
-    return (
-        jax.make_array_from_process_local_data(sharding, tokens_MBS),
-        jax.make_array_from_process_local_data(sharding, domain_MB),
-    )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second one does kill."""
-    received: list[int] = []
-
-    def on_signal(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_IGN)  # while it ends
-            raise KeyboardInterrupt
-        received.append(number)
-        say("stopping after this step (the first includes compilation), and saving; again: stop at once")
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from jaxprune.data.store import HELDOUT, TokenStore
-from jaxprune.model.sharding import BATCH
+from jaxprune.model.sharding import BATCH, everywhere, put
 from jaxprune.train.step import make_score_step
 
 
@@ -45,12 +44,11 @@ class Validation:
     ) -> dict[str, float]:
         """NLL in nats per token: `heldout/<domain>` each, and `heldout`, their unweighted mean."""
         step = make_score_step(graphdef)
-        sharding = NamedSharding(mesh, BATCH)
         pending = []
         for start in range(0, len(self.rows_RS), self.batch_rows):
             part = slice(start, start + self.batch_rows)
-            tokens_BS, length_B = jax.device_put((self.rows_RS[part], self.length_R[part]), sharding)
-            pending.append(step(params, tokens_BS, length_B))
+            tokens_BS, length_B = (put(values[part], mesh, BATCH) for values in (self.rows_RS, self.length_R))
+            pending.append(everywhere(step(params, tokens_BS, length_B)))
         nll_R = np.concatenate(jax.device_get(pending)).astype(np.float64)
         n_domains = len(self.domains)
         nll_K = np.bincount(self.domain_R, nll_R, n_domains)
