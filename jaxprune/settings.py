@@ -138,7 +138,7 @@ def _located(path: str, error: Exception) -> str:
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     misspelt = re.search(r"(?:keyword argument|name) '(\w+)'", what)
     fields = (name.rpartition(".")[2] for name in _fields(Config(name="")))
-    known = sorted({*fields, *vars(jaxprune.config)})
+    known = sorted({*fields, *jaxprune.config.__all__})
     return f"{where}: {what}{_nearest(misspelt[1], known) if misspelt else ''}"
 
 
