@@ -7,7 +7,7 @@ from jaxprune.config.audit import Audit
 from jaxprune.config.base import Settings, check, identity, neutral
 from jaxprune.config.config import Config
 from jaxprune.config.data import Corpus, Tokenizer
-from jaxprune.config.mix import Mix
+from jaxprune.config.mix import Mix, Swarm
 from jaxprune.config.model import Model
 from jaxprune.config.run import Mesh, Optimizer, Run
 from jaxprune.config.score import Ask, Density, Score, Signal, Zip
@@ -29,6 +29,7 @@ __all__ = [
     "Select",
     "Settings",
     "Signal",
+    "Swarm",
     "Tokenizer",
     "Zip",
     "check",

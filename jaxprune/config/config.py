@@ -8,7 +8,7 @@ from typing import Literal
 from jaxprune.config.audit import Audit
 from jaxprune.config.base import NEUTRAL, Settings, check, neutral
 from jaxprune.config.data import Corpus, Tokenizer
-from jaxprune.config.mix import Mix
+from jaxprune.config.mix import Mix, Swarm
 from jaxprune.config.run import Mesh, Run
 from jaxprune.config.score import Score, Signal
 from jaxprune.config.select import Arm, Select
@@ -31,6 +31,7 @@ class Config(Settings):
     score: Score = field(default_factory=Score)
     select: Select = field(default_factory=Select)
     mix: Mix = field(default_factory=Mix)
+    swarm: Swarm = field(default_factory=Swarm)
     final: Run = field(default_factory=Run)
     audit: Audit = field(default_factory=Audit, metadata=NEUTRAL)
     arms: tuple[Arm, ...] = ("none", "random", "pruned")
@@ -57,6 +58,10 @@ class Config(Settings):
                 all(0 <= seed < 2**32 for seed in seeds),  # jax takes the lower 32 bits
                 f"{name} is {getattr(self, name)}: set whole numbers from 0 to {2**32 - 1}",
             )
+        check(
+            self.swarm.arm in (None, "none", *self.arms),
+            f"swarm.arm is {self.swarm.arm}, which is not one of arms: name one of {', '.join(self.arms)}, or none",
+        )
         check(
             self.score.target is not None or "dsir" not in self.signals,
             "the signal dsir needs score.target, which is None: name text that documents should be like",
@@ -113,6 +118,13 @@ class Config(Settings):
             return ()
         parts, steps = self.score.vog_checkpoints, self.reference.steps
         return tuple(steps * part // parts for part in range(1, parts + 1))
+
+    @property
+    def proxy_arm(self) -> Arm:
+        """The arm whose documents the proxies are trained on."""
+        if self.swarm.arm is not None:
+            return self.swarm.arm
+        return "pruned" if "pruned" in self.arms else self.arms[0]
 
     @property
     def final_runs(self) -> dict[str, tuple[Arm, int]]:

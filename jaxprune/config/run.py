@@ -113,6 +113,11 @@ class Run(Settings):
         """Optimizer steps of the run."""
         return -(-self.tokens // (self.batch_rows * self.model.context))
 
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of these steps."""
+        return self.steps * self.batch_rows * self.model.context
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh(Settings):

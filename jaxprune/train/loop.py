@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,68 @@ class Plan:
     backends: tuple[str, ...] = ()
     keep_steps: tuple[int, ...] = ()  # whose parameters stay when the run is finished, beside the last
 
+    def write_model(self, folder: Path) -> None:
+        """Says what the parameters are, for whoever loads them."""
+        model = dataclasses.asdict(self.run.model)
+        write_json(folder / "model.json", {"model": model, "vocab_size": self.store.vocab_size})
+
+    def source(self, stages: tuple[Stage, ...]) -> MixtureSource:
+        """The batches, under these stages."""
+        return MixtureSource(
+            self.store,
+            self.documents,
+            context=self.run.model.context,
+            batch_rows=self.run.batch_rows,
+            stages=stages,
+            seed=self.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def metrics(self, folder: Path, step: int | None) -> Metrics:
+        """The metrics in `folder`, without the lines after the step that the run continues from (None: afresh)."""
+        return Metrics(
+            folder, -1 if step is None else step, self.backends if jax.process_index() == 0 else ()
+        )
+
+    def validation(self) -> Validation:
+        """The held-out rows."""
+        return Validation(
+            self.store,
+            context=self.run.model.context,
+            rows=self.run.validation_rows,
+            batch_rows=max(
+                self.run.batch_rows // self.run.microbatches,
+                self.mesh.shape["replica"] * self.mesh.shape["fsdp"],
+            ),
+        )
+
+    def log(self, metrics: Metrics, clock: Clock, window: Window) -> Log:
+        """What turns its steps into lines of metrics."""
+        return Log(
+            self.title,
+            self.run,
+            domains=self.store.domains,
+            vocab_size=self.store.vocab_size,
+            mesh=self.mesh,
+            metrics=metrics,
+            clock=clock,
+            window=window,
+        )
+
+    def counts(self) -> dict[str, Any]:
+        """Of the finished run, for the manifest."""
+        run, vocab_size = self.run, self.store.vocab_size
+        return {
+            "steps": run.steps,
+            "tokens": run.trained_tokens,
+            "documents": len(self.documents),
+            "parameters": flops.n_params(run.model, vocab_size),
+            "train_flops": run.trained_tokens
+            * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
+            "devices": describe(self.mesh),
+        }
+
 
 class Interrupted(StageError):
     """The run was asked to stop by a signal, and saved its state first."""
@@ -76,13 +138,9 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
       ValueError: the batch cannot be laid out on the mesh.
     """
     run, mesh, vocab_size = plan.run, plan.mesh, plan.store.vocab_size
-    rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
     layout.check(run, mesh)
     # 1. What the parameters are, for whoever loads them.
-    write_json(
-        folder / "model.json",
-        {"model": dataclasses.asdict(run.model), "vocab_size": vocab_size},
-    )
+    plan.write_model(folder)
     with jax.set_mesh(mesh):
         # 2. The state: the newest whole checkpoint, or a fresh start.
         checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints, plan.keep_steps)
@@ -98,44 +156,28 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             state = TrainState(params, optimizer)
             say(f"{plan.title}: continuing after step {start} of {run.steps}")
         # 3. The loader, whose whole position is the step.
-        source = MixtureSource(
-            plan.store,
-            plan.documents,
-            context=run.model.context,
-            batch_rows=run.batch_rows,
-            stages=tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"]),
-            seed=plan.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        loader = Loader(source, step=start)
+        stages = tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"])
+        loader = Loader(plan.source(stages), step=start)
         # 4. Metrics, without the lines after the checkpoint.
-        metrics = Metrics(
-            folder,
-            -1 if restored is None else start,
-            plan.backends if jax.process_index() == 0 else (),
-        )
+        metrics = plan.metrics(folder, None if restored is None else start)
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
             window = Window(len(plan.store.domains), **position.get("window", {}))
-            validation = Validation(
-                plan.store,
-                context=run.model.context,
-                rows=run.validation_rows,
-                batch_rows=max(run.batch_rows // run.microbatches, rows_on_mesh),
-            )
+            validation, log = plan.validation(), plan.log(metrics, clock, window)
             step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
-            log = Log(
-                plan.title,
-                run,
-                domains=plan.store.domains,
-                vocab_size=vocab_size,
-                mesh=mesh,
-                metrics=metrics,
-                clock=clock,
-                window=window,
-            )
+
+            def advance() -> StepMetrics:
+                nonlocal state
+                state, current = step_fn(state, *_to_mesh(next(loader), run.microbatches, mesh))
+                return current
+
+            def note_step(step: int, current: StepMetrics) -> str:
+                log.step(step, current)
+                return log.note
+
+            def validate(step: int) -> None:
+                log.validation(step, validation(graphdef, state.params, mesh))
 
             def save(step: int) -> None:
                 position = {
@@ -150,56 +192,88 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     f"{plan.title}: {flops.n_params(run.model, vocab_size):,} parameters, "
                     f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
                 )
-            tokens_a_step = run.batch_rows * run.model.context
-            with meter(plan.title, run.steps * tokens_a_step, "tok") as bar, _stop_requests() as stop:
-                bar.skip(start * tokens_a_step)
-                bar.tell("compiling")
-                if start == 0:
-                    log.validation(0, validation(graphdef, state.params, mesh))
-                previous: StepMetrics | None = None
-                clock.resume()
-                for step in range(start + 1, run.steps + 1):
-                    batch = _to_mesh(next(loader), run.microbatches, mesh)
-                    state, current = step_fn(state, *batch)
-                    # Reading a step's metrics only after the next was dispatched keeps the device busy.
-                    if previous is not None:
-                        log.step(step - 1, previous)
-                    previous = current
-                    bar.add(tokens_a_step, note=log.note)
-                    last = step == run.steps
-                    validate = last or (run.validate_every > 0 and step % run.validate_every == 0)
-                    checkpoint = last or step % run.checkpoint_every == 0 or step in plan.keep_steps
-                    if validate or checkpoint or stop:
-                        log.step(step, previous)  # a step that diverged must not be saved
-                        previous = None
-                        clock.pause()
-                        if validate:
-                            log.validation(step, validation(graphdef, state.params, mesh))
-                        stopped_by = stop[0] if stop else None  # a request during validation counts
-                        if checkpoint or stopped_by:
-                            save(step)
-                        clock.resume()
-                        if stopped_by and not last:
-                            raise Interrupted(
-                                f"{plan.title}: saved after step {step}; the same command continues",
-                                stopped_by,
-                            )
-                checkpoints.thin()
+            train(
+                plan.title,
+                run,
+                start,
+                clock,
+                advance=advance,
+                log=note_step,
+                validate=validate,
+                save=save,
+                keep_steps=plan.keep_steps,
+            )
+            checkpoints.thin()
         finally:
             loader.close()
             metrics.close()
             checkpoints.close()
-    return {
-        "steps": run.steps,
-        "tokens": run.steps * run.batch_rows * run.model.context,
-        "documents": len(plan.documents),
-        "parameters": flops.n_params(run.model, vocab_size),
-        "train_flops": run.steps
-        * run.batch_rows
-        * run.model.context
-        * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
-        "devices": describe(mesh),
-    }
+    return plan.counts()
+
+
+def train(
+    title: str,
+    run: config.Run,
+    start: int,
+    clock: Clock,
+    *,
+    advance: Callable[[], StepMetrics],
+    log: Callable[[int, StepMetrics], str],
+    validate: Callable[[int], None],
+    save: Callable[[int], None],
+    keep_steps: tuple[int, ...] = (),
+    n_runs: int = 1,
+) -> None:
+    """The loop itself, over the steps after `start`: when to step, to log, to validate, to save, and to stop.
+
+    Args:
+      title: for messages.
+      run: how many steps there are, and which of them validate and save.
+      start: steps that are done.
+      clock: runs while it steps.
+      advance: dispatches the next step.
+      log: reads the metrics of a step and returns what is shown behind the bar; raises `Diverged`.
+      validate: takes the held-out losses after a step; before the first, after step 0.
+      save: starts saving the state after a step.
+      keep_steps: saved too.
+      n_runs: trained at once.
+
+    Raises:
+      Interrupted: after SIGTERM or SIGINT, and after saving.
+    """
+    tokens_a_step = n_runs * run.batch_rows * run.model.context
+    note = "compiling"
+    with meter(title, run.steps * tokens_a_step, "tok") as bar, _stop_requests() as stop:
+        bar.skip(start * tokens_a_step)
+        bar.tell(note)
+        if start == 0:
+            validate(0)
+        previous: StepMetrics | None = None
+        clock.resume()
+        for step in range(start + 1, run.steps + 1):
+            current = advance()
+            # Reading a step's metrics only after the next was dispatched keeps the device busy.
+            if previous is not None:
+                note = log(step - 1, previous)
+            previous = current
+            bar.add(tokens_a_step, note=note)
+            last = step == run.steps
+            is_validated = last or (run.validate_every > 0 and step % run.validate_every == 0)
+            is_saved = last or step % run.checkpoint_every == 0 or step in keep_steps
+            if is_validated or is_saved or stop:
+                note = log(step, previous)  # a step that diverged must not be saved
+                previous = None
+                clock.pause()
+                if is_validated:
+                    validate(step)
+                stopped_by = stop[0] if stop else None  # a request during validation counts
+                if is_saved or stopped_by:
+                    save(step)
+                clock.resume()
+                if stopped_by and not last:
+                    raise Interrupted(
+                        f"{title}: saved after step {step}; the same command continues", stopped_by
+                    )
 
 
 def _to_mesh(
