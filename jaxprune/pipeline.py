@@ -98,6 +98,20 @@ def mix(config: Config, workdir: Workdir) -> Manifest:
     return stage.run(config, workdir)
 
 
+def mix_design(config: Config, workdir: Workdir) -> Manifest:
+    """Chooses the mixtures that proxies are trained on; not part of `run`."""
+    from jaxprune.mix import mixtures as stage
+
+    return stage.run(config, workdir)
+
+
+def mix_swarm(config: Config, workdir: Workdir) -> Manifest:
+    """Trains the proxies and tables their losses; not part of `run`."""
+    from jaxprune.mix import swarm as stage
+
+    return stage.run(config, workdir)
+
+
 def evaluate(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
     """Evaluates the named runs on the held-out documents; without names, all final runs."""
     from jaxprune.evaluate import perplexity as stage

@@ -75,7 +75,7 @@ def notes(config: Config) -> list[str]:
     """What a config asks for in vain, a line each: settings without effect, an arm that repeats another."""
     given, method = config.tokenizer.path is not None, config.mix.method
     rule, signals = config.select, " ".join(config.select.signals)
-    by = f"select.criterion is {rule.criterion}"
+    by, designed = f"select.criterion is {rule.criterion}", f"swarm.design is {config.swarm.design}"
     trained = ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
     unused = (
         (given, "tokenizer.path is given", trained),
@@ -85,6 +85,9 @@ def notes(config: Config) -> list[str]:
         (rule.criterion != "threshold", by, ("select.low", "select.high")),
         (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),
         ("information" not in rule.signals, f"select.signals is {signals}", ("select.information_per",)),
+        (config.swarm.design != "dirichlet", designed, ("swarm.strengths", "swarm.power")),
+        (config.swarm.design != "maximin", designed, ("swarm.floor",)),
+        (True, "swarm.checkpoints says when", ("swarm.proxy.validate_every",)),
         (len(rule.signals) == 1, f"select.signals is {signals}", ("select.combine",)),
     )
     values, usual = _fields(config), _fields(Config(name=""))

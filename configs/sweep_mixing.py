@@ -1,0 +1,64 @@
+"""Small models on many mixtures of the text of this Python installation, to fit mixing laws on.
+
+    jaxprune prepare configs/sweep_mixing.py
+    jaxprune mix swarm configs/sweep_mixing.py
+
+TODO
+"""
+
+from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Swarm, Tokenizer
+
+
+def config() -> Config:
+    """The corpus of the quickstart, without pruning: the proxies of eight domains, and what they stand for."""
+    model = Model(
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        context=256,
+        position="rope",
+        norm="rms",
+        mlp="swiglu",
+        bias=False,
+        dtype="float32",
+        unroll=2,
+    )
+    proxy = Run(
+        model=model,
+        optimizer=Optimizer(name="muon", peak_lr=2e-2, warmup=0.1),
+        tokens=200_000,
+        batch_rows=8,
+        validation_rows=8,
+        checkpoint_every=50,
+        log_every=10,
+    )
+    return Config(
+        name="sweep_mixing",
+        corpus=Corpus(max_domain_bytes=400_000),
+        tokenizer=Tokenizer(vocab_size=2048, train_bytes=2_000_000),
+        swarm=Swarm(design="maximin", floor=0.02, proxy=proxy, checkpoints=8),
+        final=Run(
+            model=Model(
+                d_model=96,
+                n_layers=3,
+                n_heads=4,
+                n_kv_heads=2,
+                context=256,
+                position="rope",
+                norm="rms",
+                mlp="swiglu",
+                bias=False,
+                dtype="float32",
+                unroll=3,
+            ),
+            optimizer=Optimizer(name="muon", peak_lr=2e-2, warmup=0.1),
+            tokens=600_000,
+            batch_rows=8,
+            validate_every=35,
+            validation_rows=4,
+            checkpoint_every=50,
+            log_every=5,
+        ),
+        arms=("none",),
+    )
