@@ -4,7 +4,7 @@
 
 The same proxies (model, steps, batches, validations, checkpoints), trained by `fit` one after the other, which is
 the peer, and by `fit_together` in groups. Compilation is not counted: each way trains once before it is timed. They
-take turns; printed are the medians over turns.
+take turns; printed are the medians over turns, by the clock and by processor time.
 """
 
 from __future__ import annotations
@@ -114,25 +114,29 @@ def compare(plans: list[Plan], sizes: list[int], turns: int, folder: Path) -> Ta
     ways: dict[str, Callable[[Path], None]] = {"one by one": functools.partial(one_by_one, plans)}
     for size in sizes:
         ways[f"{size} together"] = functools.partial(in_groups, plans, size)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(turns + 1):
         for name, way in ways.items():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                begin = time.perf_counter()
+                begin, begin_cpu = time.perf_counter(), time.process_time()
                 way(Path(scratch))
                 if turn > 0:
-                    seconds[name].append(time.perf_counter() - begin)
+                    seconds[name].append((time.perf_counter() - begin, time.process_time() - begin_cpu))
     model = plans[0].run.model
     table = Table(
         title=f"d_model {model.d_model}, {flops.n_non_embedding(model, VOCAB):,} parameters without embeddings"
     )
-    for column in ("", "proxies/s", "tokens/s", "of one by one"):
+    for column in ("", "proxies/s", "of one by one", "proxies/CPU-s", "of one by one"):
         table.add_column(column, justify="right" if column else "left")
-    usual = statistics.median(seconds["one by one"])
-    for name, of_way in seconds.items():
-        median = statistics.median(of_way)
-        tokens = len(plans) * plans[0].run.trained_tokens / median
-        table.add_row(name, f"{len(plans) / median:.3f}", f"{tokens:,.0f}", f"{usual / median:.2f}")
+    median = {
+        name: [statistics.median(of) for of in zip(*times, strict=True)] for name, times in seconds.items()
+    }
+    for name, of_way in median.items():
+        rates = [
+            (f"{len(plans) / ours:.3f}", f"{usual / ours:.2f}")
+            for ours, usual in zip(of_way, median["one by one"], strict=True)
+        ]
+        table.add_row(name, *rates[0], *rates[1])
     return table
 
 

@@ -30,8 +30,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
       ValueError: there are fewer than two domains to mix, or too few tokens for the proxies; as the designs.
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
-    domains = TokenStore(workdir.prepare / "tokens").domains
-    pool = proxies.pool(config, workdir, TokenStore(workdir.prepare / "tokens"))
+    store = TokenStore(workdir.prepare / "tokens")
+    pool, domains = proxies.pool(config, workdir, store), store.domains
     cap_K = caps(config.swarm, pool.rows_K)
     mixed_K = pool.natural_K > 0
     check_supply(config.swarm, mixed_K, cap_K)
@@ -40,6 +40,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         n_runs = recommended_runs(int(mixed_K.sum()), "recip")  # of the laws, one that looks across domains
 
     def make(folder: Path) -> dict[str, Any]:
+        proxies.say_what_is_short(pool, domains, config.swarm.proxy.model.context)
         weights_RK = np.zeros((n_runs, len(domains)))
         rng = np.random.default_rng(config.seed)
         weights_RK[:, mixed_K] = designed(config.swarm, pool.natural_K[mixed_K], cap_K[mixed_K], n_runs, rng)

@@ -55,22 +55,25 @@ def pool(config: Config, workdir: Workdir, store: TokenStore) -> Pool:
     context = config.swarm.proxy.model.context
     tokens_K = tokens_of(store, documents)
     natural_K = np.where(tokens_K > context, tokens_K, 0)
-    for domain in np.flatnonzero(natural_K == 0):
-        say(
-            f"{store.domains[domain]}: {tokens_K[domain]} tokens are less than a row of {context + 1}, left out"
-        )
     share = min(1.0, config.swarm.proxy.trained_tokens / config.final.trained_tokens)
     if config.swarm.simulate_epochs and share < 1:
         documents = cut(store, documents, share, context + 1, config.seed)
-        for domain in np.flatnonzero((natural_K > 0) & (share * natural_K <= context)):
-            say(
-                f"{store.domains[domain]}: the share {share:.2g} of its documents is less than a row and is raised to one, "
-                "so that proxies repeat it less often than the final run"
-            )
     else:
         share = 1.0
     rows_K = np.where(natural_K > 0, (tokens_of(store, documents) - 1) // context, 0)
     return Pool(documents=documents, natural_K=natural_K, rows_K=rows_K, share=share)
+
+
+def say_what_is_short(pool: Pool, domains: tuple[str, ...], context: int) -> None:
+    """Names the domains that are left out, and those of which more is left than their share."""
+    for domain, natural in zip(domains, pool.natural_K.tolist(), strict=True):
+        if natural == 0:
+            say(f"{domain} has less than a row of {context + 1} tokens and is left out")
+        elif pool.share * natural <= context:
+            say(
+                f"{domain}: the share {pool.share:.2g} of its documents is less than a row and is raised to one, so "
+                "that proxies repeat it less often than the final run"
+            )
 
 
 def cut(store: TokenStore, documents: np.ndarray, share: float, at_least: int, seed: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from jaxprune.mix import mixtures, proxies
 from jaxprune.model import flops
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
+from jaxprune.train import layout
 from jaxprune.train.loop import Plan, fit
 from jaxprune.train.metrics import read
 from jaxprune.train.together import fit_together
@@ -45,8 +46,12 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     Raises:
       ArtifactMissing: there is no token store, or no selection yet.
       Interrupted, Diverged: as `loop.fit`.
-      ValueError: as the stage `mix design`, and as `loop.fit`.
+      ValueError: the proxies do not fit the devices; as the stage `mix design`.
     """
+    try:
+        layout.check(config.swarm.proxy, make_mesh(config.mesh))
+    except ValueError as error:
+        raise ValueError(f"swarm.proxy: {error}") from error
     design = mixtures.run(config, workdir)
     swarm = proxies_of(config, workdir)
     together = config.swarm.together

@@ -258,12 +258,29 @@ def test_without_simulated_epochs_nothing_is_cut(tmp_path):
 
 def test_a_cut_leaves_a_row_and_says_so(tmp_path, capsys):
     workdir = prepare(tmp_path)
-    pool = proxies.pool(settings(10_000), workdir, TokenStore(workdir.prepare / "tokens"))
-    assert (pool.rows_K >= 1).all()
-    assert (
-        "a: the share 0.0001 of its documents is less than a row and is raised to one"
-        in capsys.readouterr().err
+    assert (proxies.pool(settings(10_000), workdir, TokenStore(workdir.prepare / "tokens")).rows_K >= 1).all()
+    mixtures.run(settings(10_000, max_epochs=1000.0), workdir)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a: the share 0.0001 of its documents is less than a row and is raised to one" in said
+
+
+def test_a_domain_of_less_than_a_row_has_no_weight(tmp_path, capsys):
+    workdir = prepare(tmp_path)
+    asked = settings(runs=None, simulate_epochs=False)
+    longer = dataclasses.replace(asked.swarm.proxy.model, context=1390)
+    proxy = dataclasses.replace(asked.swarm.proxy, model=longer, tokens=STEPS * ROWS * 1390)
+    store = TokenStore(workdir.prepare / "tokens")
+    tokens_K = proxies.tokens_of(store, store.documents(TRAIN))
+    assert sorted(tokens_K > 1390) == [False, True, True]  # else this tests nothing
+    mixtures.run(
+        dataclasses.replace(asked, swarm=dataclasses.replace(asked.swarm, proxy=proxy, max_epochs=1e3)),
+        workdir,
     )
+    [short] = np.flatnonzero(tokens_K <= 1390)
+    designed = mixtures.read(workdir.design / "mixtures.csv")
+    assert len(designed) == 9  # as for two domains
+    assert all(weights[DOMAINS[short]] == 0 for weights in designed.values())
+    assert f"{DOMAINS[short]} has less than a row of 1391 tokens and is left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("design", ["dirichlet", "grid", "maximin"])
