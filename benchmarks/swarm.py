@@ -30,7 +30,8 @@ from jaxprune.data.schedule import Stage
 from jaxprune.data.store import HELDOUT, TRAIN, TokenStore
 from jaxprune.model import flops
 from jaxprune.model.sharding import make_mesh
-from jaxprune.train.loop import Plan, fit
+from jaxprune.train.loop import fit
+from jaxprune.train.plan import Plan
 from jaxprune.train.together import fit_together
 
 VOCAB, DOMAINS = 2048, 8

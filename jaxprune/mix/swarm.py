@@ -24,8 +24,9 @@ from jaxprune.model import flops
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
 from jaxprune.train import layout
-from jaxprune.train.loop import Plan, fit
+from jaxprune.train.loop import fit
 from jaxprune.train.metrics import read
+from jaxprune.train.plan import Plan
 from jaxprune.train.together import fit_together
 
 _TOGETHER = 8  # proxies that accelerators train at once; not measured yet

@@ -30,7 +30,8 @@ from jaxprune.train import layout
 from jaxprune.train.checkpoint import Checkpoints
 from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Window
-from jaxprune.train.loop import Plan, train
+from jaxprune.train.loop import train
+from jaxprune.train.plan import Plan
 from jaxprune.train.step import (
     StepMetrics,
     TrainState,
@@ -143,8 +144,10 @@ def _write_end(plan: Plan, state: TrainState, folder: Path) -> None:
     """The one checkpoint that a finished run keeps."""
     checkpoints = Checkpoints(folder / "checkpoints", 1)
     stages = [dataclasses.asdict(stage) for stage in plan.stages]
-    checkpoints.save(plan.run.steps, state.params, state.optimizer, {"stages": stages})
-    checkpoints.close()
+    try:
+        checkpoints.save(plan.run.steps, state.params, state.optimizer, {"stages": stages})
+    finally:
+        checkpoints.close()
 
 
 @functools.lru_cache(maxsize=2)
