@@ -3,21 +3,21 @@
     jaxprune prepare configs/sweep_mixing.py
     jaxprune mix swarm configs/sweep_mixing.py
 
-27 proxies of 123,200 parameters without embeddings, 200,704 tokens each, on mixtures of eight domains that lie far
-apart; they repeat data as often as a final run of 600,000 tokens. Measured: 5.5 minutes of processor time, 10 minutes on
-two cores shared with other work; so about 4 on two idle ones. It leaves 216 rows (8 checkpoints of each) in
-runs/sweep_mixing/swarm/table/table.csv.
+27 proxies of 123,200 parameters without embeddings, 200,704 tokens each, on mixtures of eight domains that lie
+far apart; they repeat data as often as a final run of 600,000 tokens. Measured: 5.5 minutes of processor time,
+10 minutes on two cores shared with other work; so about 4 on two idle ones. It leaves 216 rows (8 checkpoints of
+each) in runs/sweep_mixing/swarm/table/table.csv.
 
-Expect mean losses of the domains from 4.80 (the natural mixture, 000-0; the uniform one is 4.81, since the domains are of
-nearly one size) to 5.84 at the end, and losses that follow a domain's own weight closely in some (licences: 6.1 to 1.5 nats,
-correlation with log weight -1.0) and hardly in others that learn from their neighbours (code, package_code: -0.3 to -0.4).
+Expect mean losses of the domains from 4.80 (the uniform mixture, 001-0; the natural one, 000-0, is 4.81) to 5.84
+at the end. Some domains' losses follow their own weight closely (licences: from 6.1 to 1.5 nats, correlation with
+log weight -1.0), others hardly, since they learn from their neighbours (code -0.3, package_code -0.4).
 """
 
 from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Swarm, Tokenizer
 
 
 def config() -> Config:
-    """The corpus of the quickstart, without pruning: the proxies of eight domains, and what they stand for."""
+    """The corpus of the quickstart without pruning; the final run is what the proxies stand for."""
     model = Model(
         d_model=64,
         n_layers=2,
