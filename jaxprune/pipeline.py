@@ -106,9 +106,10 @@ def mix_design(config: Config, workdir: Workdir) -> Manifest:
 
 
 def mix_swarm(config: Config, workdir: Workdir) -> Manifest:
-    """Trains the proxies and tables their losses; not part of `run`."""
+    """Trains the proxies of the design, which it makes if need be, and tables their losses; not part of `run`."""
     from jaxprune.mix import swarm as stage
 
+    mix_design(config, workdir)
     return stage.run(config, workdir)
 
 

@@ -42,18 +42,18 @@ class Proxy:
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
-    """Makes the design if need be, trains the proxies that are not trained yet, and leaves `table.csv`.
+    """Trains the proxies that are not trained yet, and leaves `table.csv`.
 
     Raises:
-      ArtifactMissing: there is no token store, or no selection yet.
+      ArtifactMissing: there is no token store, no selection, or no design yet.
       Interrupted, Diverged: as `loop.fit`.
-      ValueError: the proxies do not fit the devices; as the stage `mix design`.
+      ValueError: the proxies do not fit the devices.
     """
+    design = require(workdir.design, "jaxprune mix design CONFIG")
     try:
         layout.check(config.swarm.proxy, make_mesh(config.mesh))
     except ValueError as error:
         raise ValueError(f"swarm.proxy: {error}") from error
-    design = mixtures.run(config, workdir)
     swarm = proxies_of(config, workdir)
     together = config.swarm.together
     if together is None:

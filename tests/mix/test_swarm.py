@@ -17,6 +17,7 @@ from jaxprune import cli, config
 from jaxprune.artifact import ArtifactMissing, Workdir, read_manifest, write_json
 from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.mix import mixtures, proxies, swarm
+from jaxprune.pipeline import mix_swarm
 from jaxprune.train.checkpoint import Checkpoints, load_params
 from jaxprune.train.log import Log
 
@@ -83,7 +84,7 @@ def killed(root: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch)
         when(patch, "proxy 002-0", STEPS, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        swarm.run(settings(), prepare(Path(root)))
+        mix_swarm(settings(), prepare(Path(root)))
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def undisturbed(tmp_path_factory) -> Workdir:
     workdir = prepare(tmp_path_factory.mktemp("one_by_one"))
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch)
-        swarm.run(settings(), workdir)
+        mix_swarm(settings(), workdir)
     return workdir
 
 
@@ -107,7 +108,7 @@ def together(tmp_path_factory) -> Workdir:
     workdir = prepare(tmp_path_factory.mktemp("together"))
     with pytest.MonkeyPatch.context() as patch:
         on_one_device(patch)
-        swarm.run(settings(together=4), workdir)
+        mix_swarm(settings(together=4), workdir)
     return workdir
 
 
@@ -176,7 +177,7 @@ def test_a_killed_swarm_ends_in_the_same_table(undisturbed, tmp_path, capsys):
     assert done.returncode == -signal.SIGKILL, done.stderr
     workdir = Workdir(tmp_path)
     assert not workdir.table.exists()
-    swarm.run(settings(), workdir)
+    mix_swarm(settings(), workdir)
     said = capsys.readouterr().err
     assert "2 of 4 proxies are trained already" in said
     assert "proxy 002-0: continuing after step " in said
@@ -212,23 +213,23 @@ def test_a_stopped_group_continues_bitwise(together, tmp_path, monkeypatch, caps
                 patch.setattr(Checkpoints, "save", then_die)
             else:
                 patch.setattr(swarm.shutil, "copytree", die)
-            swarm.run(settings(together=4), workdir)
+            mix_swarm(settings(together=4), workdir)
     said = capsys.readouterr().err
     assert "proxies 000-0 to 003-0: continuing after step 5 of 12" in said
     assert "proxies 000-0 to 003-0: continuing after step 12 of 12" in said
     monkeypatch.setattr(swarm, "fit_together", None)  # nothing is trained again
-    swarm.run(settings(together=4), workdir)
+    mix_swarm(settings(together=4), workdir)
     assert (workdir.table / "table.csv").read_bytes() == (together.table / "table.csv").read_bytes()
 
 
 def test_what_is_trained_is_not_trained_again_however_it_was(undisturbed, together, monkeypatch, capsys):
     monkeypatch.setattr(swarm, "fit", None)
     monkeypatch.setattr(swarm, "fit_together", None)
-    swarm.run(settings(together=4), undisturbed)
-    swarm.run(settings(together=1), together)
+    mix_swarm(settings(together=4), undisturbed)
+    mix_swarm(settings(together=1), together)
     assert "made again" not in capsys.readouterr().err
     with pytest.raises(TypeError):  # other losses are asked for
-        swarm.run(settings(checkpoints=4), undisturbed)
+        mix_swarm(settings(checkpoints=4), undisturbed)
 
 
 def test_batches_have_the_weights_of_the_mixture(undisturbed):
