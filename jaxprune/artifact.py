@@ -3,7 +3,8 @@
 A stage builds in `<folder>.partial/` and the folder is renamed when it is whole, so that what stands
 under its own name is always complete. `manifest.json` inside says what it was made from; a stage
 whose manifest matches is skipped, and one that does not match says which input changed. A partial
-folder that was made from the same inputs is handed back to the stage, which resumes in it.
+folder that was made from the same inputs is handed back to the stage, which resumes in it. Of several
+processes (cluster.py) all call a stage, and process 0 decides and writes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxprune import cluster
 from jaxprune.progress import say
 
 _STARTED = "started.json"
@@ -91,6 +93,25 @@ class Workdir:
         """Mixture weights of each final run."""
         return self.root / "mix"
 
+    @property
+    def design(self) -> Path:
+        """Mixtures that proxies are trained on."""
+        return self.root / "swarm" / "design"
+
+    def proxy(self, name: str) -> Path:
+        """The training run of a proxy: `<mixture>-<seed>`."""
+        return self.root / "swarm" / "proxies" / name
+
+    @property
+    def proxies_together(self) -> Path:
+        """Proxies that are trained at once, until each has its own artifact."""
+        return self.root / "swarm" / "together"
+
+    @property
+    def table(self) -> Path:
+        """Losses of the proxies by mixture, domain and tokens."""
+        return self.root / "swarm" / "table"
+
     def evaluate(self, name: str) -> Path:
         """Held-out NLL of a training run."""
         return self.root / "evaluate" / name
@@ -118,20 +139,27 @@ class ArtifactMissing(StageError):
 
 @contextmanager
 def locked(workdir: Workdir) -> Iterator[None]:
-    """Keeps a second process out of the working directory while the block runs.
+    """Keeps other commands out of the working directory while the block runs.
 
     Raises:
-      StageError: another process works in it.
+      StageError: another command works in it.
+      FileNotFoundError: not all processes of this one see it.
     """
-    workdir.root.mkdir(parents=True, exist_ok=True)
-    with (workdir.root / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageError(
-                f"another jaxprune works in {workdir.root}: wait for it, or give another --workdir"
-            ) from None
+    with ExitStack() as stack:
+        cluster.alone(lambda: _lock(workdir.root, stack))
+        cluster.check_shared(workdir.root)
         yield
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((folder / ".lock").open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StageError(
+            f"another jaxprune works in {folder}: wait for it, or give another --workdir"
+        ) from None
 
 
 def digest(data: Any) -> str:
@@ -201,26 +229,50 @@ def build(
       settings: plain JSON data that decides the result (`config.identity`).
       inputs: the fingerprint of each artifact or file that it reads.
       make: fills the folder that it is given, which may hold what an earlier, killed call with the
-        same inputs left, and returns counts for the manifest.
+        same inputs left, and returns counts for the manifest. Every process calls it, and process 0 writes.
     """
     wanted = Manifest(stage=stage, settings=dict(settings), inputs=dict(inputs))
     partial = folder.with_name(folder.name + ".partial")
+    if not cluster.alone(lambda: _begin(folder, partial, wanted)):
+        cluster.until_seen(partial, partial.is_dir)
+        begin = time.monotonic()
+        counts = make(partial)
+        cluster.alone(lambda: _finish(folder, partial, wanted, counts, time.monotonic() - begin))
+    return wait_for(folder, wanted.fingerprint)
+
+
+def wait_for(folder: Path, fingerprint: str) -> Manifest:
+    """The manifest of an artifact that process 0 has made, when this process sees it.
+
+    Raises:
+      FileNotFoundError: as `cluster.until_seen`.
+    """
+
+    def is_there() -> bool:
+        found = read_manifest(folder)
+        return found is not None and found.fingerprint == fingerprint
+
+    cluster.until_seen(folder, is_there)
+    return require(folder, "jaxprune run CONFIG")
+
+
+def _begin(folder: Path, partial: Path, wanted: Manifest) -> bool:
+    """Whether the artifact is there already; else `partial` is made ready to build in."""
     _finish_rename(folder, partial)
     present = read_manifest(folder)
     if present is not None:
         if present.fingerprint == wanted.fingerprint:
-            say(f"{stage}: up to date")
-            return present
-        say(f"{stage}: made again, because {_changes(present, wanted)}")
+            say(f"{wanted.stage}: up to date")
+            return True
+        say(f"{wanted.stage}: made again, because {_changes(present, wanted)}")
     _open_partial(partial, wanted)
-    begin = time.monotonic()
-    counts = make(partial)
-    manifest = dataclasses.replace(
-        wanted, counts=counts, versions=_versions(), seconds=round(time.monotonic() - begin, 3)
-    )
+    return False
+
+
+def _finish(folder: Path, partial: Path, wanted: Manifest, counts: dict[str, Any], seconds: float) -> None:
+    manifest = dataclasses.replace(wanted, counts=counts, versions=_versions(), seconds=round(seconds, 3))
     write_json(partial / "manifest.json", dataclasses.asdict(manifest))
     _finish_rename(folder, partial)
-    return manifest
 
 
 def _open_partial(partial: Path, wanted: Manifest) -> None:

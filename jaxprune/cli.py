@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import json
 import os
@@ -17,6 +18,7 @@ from jaxprune import __version__
 
 if TYPE_CHECKING:
     from jaxprune.artifact import Workdir
+    from jaxprune.config import Config
 
 _STAGES = {
     "run": "the main job: every stage below, and a report",
@@ -25,6 +27,8 @@ _STAGES = {
     "score": "score documents with the reference model",
     "select": "decide which documents each arm keeps",
     "mix": "decide the proportions of the domains",
+    "mix design": "choose the mixtures that small models, the proxies, are trained on",
+    "mix swarm": "train the proxies, and table their held-out losses by domain",
     "evaluate": "evaluate final models on held-out documents, or those of --only",
     "report": "write the report from what is there",
     "audit": "write pages of the documents that each selection kept and removed",
@@ -33,7 +37,7 @@ _STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxprune`; returns the exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
     without_help = [word for word in arguments if word not in ("--help", "-h")]
     if without_help != arguments and arguments[0] in (*_STAGES, "config"):
@@ -50,22 +54,33 @@ def main(arguments: list[str] | None = None) -> int:
         from jaxprune import doctor
 
         return doctor.run()
+    from jaxprune import cluster
     from jaxprune.artifact import StageError
     from jaxprune.progress import say
 
     try:
-        return _command(options, rest)
+        status = _command(options, rest)
+        cluster.leave()
+        return status
     except KeyboardInterrupt:
-        say("interrupted: the same command continues where it was")
-        return 130
+        status, message = 130, "interrupted: the same command continues where it was"
     except BrokenPipeError:
         raise
     except Exception as error:
         if options.traceback:
+            cluster.fail(traceback.format_exc(), 1)
             raise
         status = error.status if isinstance(error, StageError) else 1
-        say(f"error: {_in_a_line(error)}" if status == 1 else str(error))
-        return status
+        message = f"error: {_in_a_line(error)}" if status == 1 else str(error)
+    cluster.fail(message, status)
+    say(message)
+    return status
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`mix design` as one word: commands that stand behind another are commands like the others."""
+    is_two = len(arguments) > 1 and arguments[0] == "mix" and arguments[1].isalpha()
+    return [" ".join(arguments[:2]), *arguments[2:]] if is_two else arguments
 
 
 def _in_a_line(error: Exception) -> str:
@@ -86,18 +101,20 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
 
     path, overrides = _config_of(options, rest)
     config = load(path, overrides)
+    # Quiet the libraries' own chatter; errors still come through.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if options.command in ("run", "train", "score", "evaluate", "audit", "mix swarm"):
+        from jaxprune.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    if options.command != "config":
+        _join(options, config)
     for note in notes(config):
         say(note)
     if options.command == "config":
         print(show(config))
         return 0
-    # Quiet the libraries' own chatter; errors still come through.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if options.command in ("run", "train", "score", "evaluate", "audit"):
-        from jaxprune.allocator import keep_freed_memory
-
-        keep_freed_memory()
-    from jaxprune import pipeline
+    from jaxprune import cluster, pipeline
     from jaxprune.artifact import Workdir, locked
 
     workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
@@ -109,13 +126,44 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
                     raise ValueError(f"there is no run {name}: this config has {', '.join(known)}")
             getattr(pipeline, options.command)(config, workdir, tuple(options.only))
         else:
-            getattr(pipeline, options.command)(config, workdir)
-    if options.command in ("run", "report"):
+            getattr(pipeline, options.command.replace(" ", "_"))(config, workdir)
+    if cluster.is_first() and options.command in ("run", "report"):
         _say_headline(workdir)
         say(f"report: {(workdir.report / 'index.html').resolve()}")
     if options.command == "audit":
         say(f"audit: {(workdir.audit / 'index.html').resolve()}")
     return 0
+
+
+def _join(options: argparse.Namespace, config: Config) -> None:
+    """Joins the processes that the options speak of.
+
+    Raises:
+      ValueError: options are missing or contradict each other; as `cluster.join`.
+      OSError: as `cluster.join`.
+    """
+    given = {"processes": options.processes, "process": options.process, "coordinator": options.coordinator}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given) and not options.distributed:
+        return
+    from jaxprune import channel, cluster
+    from jaxprune.artifact import digest
+
+    if options.distributed and len(missing) < len(given):
+        raise ValueError(
+            "--distributed asks the launcher: leave --processes, --process and --coordinator out"
+        )
+    if missing and not options.distributed:
+        raise ValueError(
+            f"of --processes, --process and --coordinator all three are needed: add {' and '.join(missing)}"
+        )
+    asked = {name: str(value) for name, value in vars(options).items() if name != "process"}
+    place = (
+        channel.from_launcher(options.timeout)
+        if options.distributed
+        else channel.Place(**given, timeout=options.timeout)
+    )
+    cluster.join(place, digest([asked, dataclasses.asdict(config)]))
 
 
 def _config_of(options: argparse.Namespace, rest: list[str]) -> tuple[str, list[str]]:
@@ -155,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="`reference`, `second` or `ARM-SEED` (default: all)",
             )
+        _add_cluster(stage)
     shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
     _add_config(shown)
     commands.add_parser("doctor", help="versions, devices, and what is missing")
@@ -165,6 +214,30 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     command.usage = f"{command.prog} CONFIG [--workdir DIR] [--SETTING VALUE ...]"
     command.epilog = "CONFIG is a Python file such as configs/quickstart.py"
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "several processes",
+        "run the same command in every process, on one host or many that share their files",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="the host of process 0, and a free port of it"
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="instead of these three: as SLURM, Open MPI, Kubernetes or a TPU pod says",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="how long to wait for a process that is missing or silent (default: 180)",
+    )
 
 
 def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:

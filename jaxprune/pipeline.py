@@ -1,10 +1,16 @@
 """The whole pipeline: each stage reads the artifacts of those before it and leaves its own.
 
 prepare -> train reference -> score -> select -> mix -> train final runs -> evaluate -> report
+
+Of several processes (cluster.py) all work on the stages with a model; the others are process 0's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxprune import artifact, cluster
 from jaxprune.artifact import Manifest, Workdir
 from jaxprune.config import Config
 
@@ -56,14 +62,20 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
     proportions(config.mix, dict.fromkeys(TokenStore(workdir.prepare / "tokens").domains, 1))
 
 
+def _alone(folder: Path, make: Callable[[], Manifest]) -> None:
+    """Process 0 makes an artifact that needs no model."""
+    fingerprint = cluster.alone(lambda: make().fingerprint)
+    artifact.wait_for(folder, fingerprint)
+
+
 # Each stage is imported when it runs, so that the command line answers at once.
 
 
-def prepare(config: Config, workdir: Workdir) -> Manifest:
+def prepare(config: Config, workdir: Workdir) -> None:
     """Reads, deduplicates, splits and tokenises the corpus."""
     from jaxprune.data import prepare as stage
 
-    return stage.run(config, workdir)
+    _alone(workdir.prepare, lambda: stage.run(config, workdir))
 
 
 def train(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
@@ -74,28 +86,42 @@ def train(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
         stage.run(config, workdir, name)
 
 
-def score(config: Config, workdir: Workdir) -> Manifest:
+def score(config: Config, workdir: Workdir) -> None:
     """Scores the documents that may be pruned with the reference model."""
     from jaxprune.prune import score as stage
     from jaxprune.prune.signals import stage as signals
 
-    manifest = stage.run(config, workdir)
+    stage.run(config, workdir)
     signals.run(config, workdir)
-    return manifest
 
 
-def select(config: Config, workdir: Workdir) -> Manifest:
+def select(config: Config, workdir: Workdir) -> None:
     """Decides which documents each arm keeps."""
     from jaxprune.prune import select as stage
 
-    return stage.run(config, workdir)
+    _alone(workdir.select, lambda: stage.run(config, workdir))
 
 
-def mix(config: Config, workdir: Workdir) -> Manifest:
+def mix(config: Config, workdir: Workdir) -> None:
     """Decides the proportions of the domains in each final run."""
     from jaxprune.mix import weights as stage
 
-    return stage.run(config, workdir)
+    _alone(workdir.mix, lambda: stage.run(config, workdir))
+
+
+def mix_design(config: Config, workdir: Workdir) -> None:
+    """Chooses the mixtures that proxies are trained on; not part of `run`."""
+    from jaxprune.mix import mixtures as stage
+
+    _alone(workdir.design, lambda: stage.run(config, workdir))
+
+
+def mix_swarm(config: Config, workdir: Workdir) -> None:
+    """Trains the proxies of the design, which it makes if need be, and tables their losses; not part of `run`."""
+    from jaxprune.mix import swarm as stage
+
+    mix_design(config, workdir)
+    stage.run(config, workdir)
 
 
 def evaluate(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
@@ -106,15 +132,23 @@ def evaluate(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
         stage.run(config, workdir, name)
 
 
-def report(config: Config, workdir: Workdir) -> Manifest:
+def report(config: Config, workdir: Workdir) -> None:
     """Writes the report from all artifacts."""
     from jaxprune.report import page as stage
 
-    return stage.run(config, workdir)
+    _alone(workdir.report, lambda: stage.run(config, workdir))
 
 
-def audit(config: Config, workdir: Workdir) -> Manifest:
-    """Writes pages of what each selection kept and removed; not part of `run`."""
+def audit(config: Config, workdir: Workdir) -> None:
+    """Writes pages of what each selection kept and removed; not part of `run`.
+
+    Raises:
+      ValueError: there are several processes.
+    """
     from jaxprune.report import audit as stage
 
-    return stage.run(config, workdir)
+    if cluster.size() > 1:
+        raise ValueError(
+            "audit reads a few documents and runs as one process: leave --processes or --distributed out"
+        )
+    stage.run(config, workdir)

@@ -18,6 +18,16 @@ def say(message: str) -> None:
     _console.print(message, markup=False)
 
 
+def mute() -> None:
+    """Shows nothing from here on: another process speaks."""
+    _console.quiet = True
+
+
+def unmute() -> None:
+    """Shows everything again."""
+    _console.quiet = False
+
+
 class Meter:
     """Counts work done. On a terminal a bar; elsewhere (logs, CI) a line every ten seconds."""
 

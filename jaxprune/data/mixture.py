@@ -37,8 +37,7 @@ class MixtureSource:
         batch_rows: int,
         stages: tuple[Stage, ...],
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ) -> None:
         """Mixes rows of `context` + 1 tokens of the given documents.
 
@@ -49,21 +48,13 @@ class MixtureSource:
           batch_rows: rows of the global batch, of all processes together.
           stages: weights over time; `append` adds more.
           seed: decides the order of documents and rows.
-          process_index: which of the equal, contiguous slices of the global batch to hand out.
-          process_count: how many slices there are; the global batch does not depend on it.
+          rows: which rows of the global batch to hand out, int, ascending; None: all. The global batch does not
+            depend on it.
 
         Raises:
-          ValueError: the stages or documents are not valid, a domain with a weight has too few tokens for a
-            row, or the batch cannot be cut into equal slices.
+          ValueError: the stages or documents are not valid, or a domain with a weight has too few tokens for a row.
         """
-        if batch_rows <= 0 or batch_rows % process_count:
-            raise ValueError(
-                f"a batch of {batch_rows} rows cannot be shared by {process_count} processes: make batch_rows "
-                f"a multiple of {process_count}"
-            )
-        assert 0 <= process_index < process_count
-        local_rows = batch_rows // process_count
-        self._local = slice(process_index * local_rows, (process_index + 1) * local_rows)
+        self._local = np.arange(batch_rows) if rows is None else rows
         self.domains = store.domains
         self.schedule = Schedule(stages, n_domains=len(store.domains), batch_rows=batch_rows)
         self._rows = Rows(store, documents, context=context, seed=seed)
@@ -81,7 +72,7 @@ class MixtureSource:
         if not 0 <= index < _STEPS:
             raise IndexError(f"step {index} is not in [0, {_STEPS})")
         begin, plan = self._planned(index)
-        n_rows = self._local.stop - self._local.start
+        n_rows = len(self._local)
         rows = slice((index - begin) * n_rows, (index - begin + 1) * n_rows)
         return {"tokens_BS": self._rows.read(plan, rows), "domain_B": plan.domain_B[rows].astype(np.int32)}
 

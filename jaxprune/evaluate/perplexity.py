@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxprune import cluster
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Config
 from jaxprune.data.store import HELDOUT, TokenStore
@@ -39,8 +40,9 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
         with meter(f"evaluate {name}", n_tokens, "tokens") as progress:
             scores = scorer(store, numbers, progress)
         check_finite(scores, f"evaluate {name}", store, f"the training of {name} has diverged, lower optimizer.peak_lr and train it again")  # fmt: skip
-        pq.write_table(scores, folder / "scores.parquet")
-        write_json(folder / "summary.json", summary(scores))
+        if cluster.is_first():
+            pq.write_table(scores, folder / "scores.parquet")
+            write_json(folder / "summary.json", summary(scores))
         return {"documents": len(numbers), "tokens": n_tokens}
 
     inputs = {"prepare": prepare.fingerprint, "train": trained.fingerprint}

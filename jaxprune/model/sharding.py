@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
@@ -62,6 +63,17 @@ def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> jax.sh
     # A topology of 16 x 16 chips may be cut into 64 x 4.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
+
+
+def put(values: np.ndarray, mesh: jax.sharding.Mesh, spec: P) -> jax.Array:
+    """Values that every process has, laid out on the mesh: each puts what its own devices hold."""
+    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, spec), values.__getitem__)
+
+
+@jax.jit
+def everywhere(value_B: jax.Array) -> jax.Array:
+    """The same numbers on every device, so that every process can read them."""
+    return reshard(value_B, P())
 
 
 def check_divides(model: config.Model, mesh: jax.sharding.Mesh) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxprune import cluster
 from jaxprune.artifact import Workdir, write_json
 from jaxprune.progress import Meter, meter
 
@@ -18,6 +19,10 @@ def hashes(paths: Sequence[Path], title: str, workdir: Workdir) -> dict[str, str
 
     Those of files whose place, size, inode and time of change stayed are taken from `hashes.json`.
     """
+    return cluster.alone(lambda: _hashes(paths, title, workdir))
+
+
+def _hashes(paths: Sequence[Path], title: str, workdir: Workdir) -> dict[str, str]:
     known_at = workdir.root / "hashes.json"
     known = json.loads(known_at.read_text()) if known_at.is_file() else {}
     keys = {path: _key(path) for path in paths}

@@ -14,21 +14,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, reshard
-from jax.sharding import PartitionSpec as P
 
-from jaxprune.model.sharding import BATCH, ROWS
+from jaxprune.model.sharding import BATCH, ROWS, everywhere, put
 from jaxprune.progress import Meter
 from jaxprune.prune.windows import Windows, batches
 
 Step = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """tokens_BS, length_B and start_B (int32, as `windows.Batch`) -> [B]; rows do not see each other."""
-
-
-@jax.jit
-def _everywhere(value_B: jax.Array) -> jax.Array:
-    """The same numbers on every device, so that every process can read them."""
-    return reshard(value_B, P())
 
 
 def of_windows(
@@ -53,7 +45,6 @@ def of_windows(
     if size_W is None:
         size_W = windows.length_W - windows.start_W
     value_W = np.empty(len(windows.length_W), np.float64)
-    sharding = NamedSharding(mesh, BATCH)
     parts = int(np.prod([mesh.shape[axis] for axis in ROWS]))
     pending: tuple[np.ndarray, jax.Array] | None = None
 
@@ -66,9 +57,7 @@ def of_windows(
     with jax.set_mesh(mesh):
         for batch in batches(tokens, windows, context=context, batch_tokens=batch_tokens, parts=parts):
             rows = (batch.tokens_BS, batch.length_B, batch.start_B)
-            value_B = _everywhere(
-                step(*(jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in rows))
-            )
+            value_B = everywhere(step(*(put(values, mesh, BATCH) for values in rows)))
             fetch()  # of the batch before, while the devices work on this one
             pending = batch.window_W, value_B
     fetch()

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jaxprune import artifact
+from jaxprune import artifact, cluster
 from jaxprune.artifact import Manifest, write_json
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import Meter, meter, say
@@ -55,7 +55,7 @@ def build(
     def make(folder: Path) -> dict[str, Any]:
         fill(folder, stage, store, numbers, shard_documents, load, fault)
         checked.append(folder)
-        return counts(folder)
+        return cluster.alone(lambda: counts(folder))
 
     manifest = artifact.build(folder, stage, settings, inputs, make)
     if not checked:
@@ -74,6 +74,8 @@ def fill(
 ) -> None:
     """Fills `folder` with the shards that it misses, or whose checksum does not hold.
 
+    Every process measures, and process 0 writes.
+
     Args:
       folder: `part-00000.parquet` in it holds the first `shard_documents` documents, and so on.
       title: of the stage, for messages.
@@ -86,29 +88,20 @@ def fill(
     Raises:
       ValueError: a document's number is not finite; nulls may be.
     """
-    plan = folder / "shards.json"
-    if not plan.is_file():
-        write_json(plan, {"shard_documents": shard_documents})
-    size = json.loads(plan.read_text())["shard_documents"]
-    missing = {}
-    for start in range(0, len(numbers), size):
-        path = folder / f"part-{start // size:05d}.parquet"
-        if path.is_file() and _is_whole(path):
-            continue
-        if path.is_file():
-            say(f"{title}: {path.name} is damaged and is made again")
-        missing[path] = numbers[start : start + size]
+    size, missing = cluster.alone(lambda: _missing(folder, title, len(numbers), shard_documents))
     if not missing:
         return
+    shards = {_path(folder, part): numbers[part * size : (part + 1) * size] for part in missing}
     measure = load(folder)
     n_tokens_N = np.diff(store.offsets_N1) - 1
     total = int(n_tokens_N[numbers].sum())
     with meter(title, total, "tokens") as progress:
-        progress.skip(total - sum(int(n_tokens_N[shard].sum()) for shard in missing.values()))
-        for path, shard in missing.items():
+        progress.skip(total - sum(int(n_tokens_N[shard].sum()) for shard in shards.values()))
+        for path, shard in shards.items():
             table = measure(store, shard, progress)
             check_finite(table, title, store, fault)
-            _write(path, table)
+            if cluster.is_first():
+                _write(path, table)
 
 
 def check_finite(table: pa.Table, title: str, store: TokenStore, fault: str = "") -> None:
@@ -124,6 +117,27 @@ def check_finite(table: pa.Table, title: str, store: TokenStore, fault: str = ""
                 f"{title}: {field.name} of document {name} is {wrong[field.name][0]} (and of {len(wrong) - 1} others "
                 f"not finite){fault and ': '}{fault}"
             )
+
+
+def _missing(folder: Path, title: str, n_documents: int, shard_documents: int) -> tuple[int, list[int]]:
+    """Documents of a shard, and the numbers of the shards that are missing or damaged."""
+    plan = folder / "shards.json"
+    if not plan.is_file():
+        write_json(plan, {"shard_documents": shard_documents})
+    size = json.loads(plan.read_text())["shard_documents"]
+    missing = []
+    for part in range(-(-n_documents // size)):
+        path = _path(folder, part)
+        if path.is_file() and _is_whole(path):
+            continue
+        if path.is_file():
+            say(f"{title}: {path.name} is damaged and is made again")
+        missing.append(part)
+    return size, missing
+
+
+def _path(folder: Path, part: int) -> Path:
+    return folder / f"part-{part:05d}.parquet"
 
 
 def _write(path: Path, table: pa.Table) -> None:

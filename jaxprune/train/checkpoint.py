@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
-from jaxprune import config
+from jaxprune import cluster, config
 from jaxprune.artifact import StageError
 from jaxprune.model import transformer
 from jaxprune.progress import say
@@ -84,9 +84,15 @@ class Checkpoints:
                         record=ocp.args.JsonRestore(),
                     ),
                 )
+            except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+                failed[step] = error
+            if not cluster.holds_everywhere(step not in failed):
+                failed.setdefault(step, ValueError("another process cannot read it"))
+                continue
+            try:
                 _check("params", restored["params"], restored["record"])
                 _check("optimizer", restored["optimizer"], restored["record"])
-            except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            except Exception as error:  # the same in every process
                 failed[step] = error
                 continue
             self._set_aside(failed)
@@ -106,16 +112,19 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps())[:-1]:
             if step not in self._steps:
                 self._manager.delete(step)
-            elif jax.process_index() == 0:
+            elif cluster.is_first():
                 shutil.rmtree(self._folder / str(step) / "optimizer", ignore_errors=True)
 
     def _set_aside(self, failed: dict[int, Exception]) -> None:
-        for step, error in failed.items():
-            say(f"checkpoint {step} is damaged and is passed over: {_first_line(error)}")
-            aside = self._folder.parent / "damaged" / f"{step}-{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            (self._folder / str(step)).rename(aside)
+        def move() -> None:
+            for step, error in failed.items():
+                say(f"checkpoint {step} is damaged and is passed over: {_first_line(error)}")
+                aside = self._folder.parent / "damaged" / f"{step}-{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+
         if failed:
+            cluster.alone(move)
             self._manager.reload()
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ class Log:
         domains: tuple[str, ...],
         vocab_size: int,
         mesh: jax.sharding.Mesh,
-        metrics: Metrics,
+        metrics: Metrics | None,
         clock: Clock,
         window: Window,
     ) -> None:
@@ -119,7 +119,8 @@ class Log:
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Writes a line with held-out losses."""
-        self.metrics.write(step, step * self.tokens_a_step, values)
+        if self.metrics is not None:
+            self.metrics.write(step, step * self.tokens_a_step, values)
 
     def _line(self, step: int, grad_norm: float) -> None:
         window = self.window
@@ -143,5 +144,6 @@ class Log:
             if tokens:
                 values[f"loss/{domain}"] = float(nll / tokens)
                 values[f"share/{domain}"] = float(tokens / window.tokens_K.sum())
-        self.metrics.write(step, step * self.tokens_a_step, values)
+        if self.metrics is not None:
+            self.metrics.write(step, step * self.tokens_a_step, values)
         window.reset()

@@ -108,7 +108,7 @@ def measure_by(
     if before_P[:1].tolist() != [encoder.eod_id]:  # a chat template may spell it
         before_P = np.concatenate([[encoder.eod_id], before_P])
     check_known(np.concatenate([answers, before_P, after_P]), vocab_size)
-    step = functools.partial(_make_step(graphdef), params, jnp.array(answers))
+    step = functools.partial(_make_step(graphdef), params, np.array(answers))
     room = min(settings.max_tokens, context - len(before_P) - len(after_P))
     if room < 1:
         raise ValueError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxprune import cluster
 from jaxprune.artifact import Workdir, require
 from jaxprune.config import Config, identity
 from jaxprune.data.store import TRAIN, TokenStore
@@ -107,6 +108,8 @@ SOURCES: dict[str, Source] = {
 def run(config: Config, workdir: Workdir) -> None:
     """Measures the documents that may be pruned by every signal that the config asks for.
 
+    Every process works on those of a model; the others are process 0's.
+
     Raises:
       ArtifactMissing: the corpus is not prepared, or a model that a signal needs is not trained.
       ValueError: as the signals.
@@ -117,15 +120,22 @@ def run(config: Config, workdir: Workdir) -> None:
     for name in sources_of(config):
         source = SOURCES[name]
         model = source.model(config)
-        shards.build(
-            workdir.signal(name),
-            f"score: {name}",
-            source.settings(config),
-            {"prepare": prepare.fingerprint, **source.inputs(config, workdir)},
-            store=store,
-            numbers=numbers,
-            shard_documents=config.score.shard_documents,
-            load=functools.partial(source.load, config, workdir, store),
-            counts=lambda _: {"documents": len(numbers)},
-            fault="" if model is None else models.fault(model),
-        )
+
+        def build(name: str = name, source: Source = source, fault: str = "") -> None:
+            shards.build(
+                workdir.signal(name),
+                f"score: {name}",
+                source.settings(config),
+                {"prepare": prepare.fingerprint, **source.inputs(config, workdir)},
+                store=store,
+                numbers=numbers,
+                shard_documents=config.score.shard_documents,
+                load=functools.partial(source.load, config, workdir, store),
+                counts=lambda _: {"documents": len(numbers)},
+                fault=fault,
+            )
+
+        if model is None:
+            cluster.alone(build)
+        else:
+            build(fault=models.fault(model))

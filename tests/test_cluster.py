@@ -1,0 +1,185 @@
+"""Several processes run a command as one does: the same files, and one message when a process is missing or dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from corpora import write_corpus
+
+from jaxprune import cli
+from jaxprune.artifact import Workdir
+from jaxprune.train import metrics
+
+TINY = str(Path(__file__).parent / "tiny.py")
+SMALL = ["--reference.tokens", "2_000", "--reference.validate_every", "0", "--score.shard_documents", "4"]
+MESH = [
+    "--mesh.replica",
+    "2",
+    "--mesh.fsdp",
+    "2",
+    "--score.signals",
+    "information",
+    "el2n",
+]  # of a model, and of none
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents=90)
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory) -> Workdir:
+    workdir = Workdir(tmp_path_factory.mktemp("trained"))
+    assert cli.main(["prepare", *_settings(workdir, corpus)]) == 0
+    assert cli.main(["train", *_settings(workdir, corpus), "--only", "reference"]) == 0
+    return workdir
+
+
+def _settings(workdir: Workdir, corpus: Path) -> list[str]:
+    return [TINY, "--workdir", str(workdir.root), "--corpus.sources", str(corpus), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def start(corpus, tmp_path_factory):
+    """Starts a command as a process of its own, with so many devices."""
+    compiled = tmp_path_factory.mktemp("compiled")
+    started = []
+
+    def start(workdir: Workdir, devices: int, *options: str, command: str = "score") -> subprocess.Popen:
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        settings = [*_settings(workdir, corpus), *MESH]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxprune.cli", command, *settings, *options],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def _address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def _pair(start, workdir: Workdir, *options: str, command: str = "score") -> list[subprocess.Popen]:
+    together = ["--processes", "2", "--coordinator", _address(), "--timeout", "60", *options]
+    return [start(workdir, 2, "--process", str(process), *together, command=command) for process in (0, 1)]
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not (path.exists() and (path.is_dir() or path.stat().st_size)) and process.poll() is None:
+        time.sleep(0.01)
+
+
+def _copy(workdir: Workdir, folder: Path) -> Workdir:
+    """Another working directory with the same corpus and model."""
+    folder.mkdir()
+    for name in ("prepare", "train"):
+        (folder / name).symlink_to(workdir.root / name)
+    return Workdir(folder)
+
+
+def test_killed_and_started_again_two_processes_make_the_files_of_one(start, trained, tmp_path):
+    one, two = (_copy(trained, tmp_path / name) for name in ("one", "two"))
+    alone = start(one, 4)
+    assert alone.wait(240) == 0, alone.stderr.read()
+
+    first, second = _pair(start, two)
+    _wait_for(two.root / "score.partial" / "part-00001.parquet", first)
+    second.send_signal(signal.SIGKILL)
+    said = first.communicate(timeout=120)[1]  # hangs where nobody notices
+    assert first.returncode == 1
+    name = f"process 1 on {socket.gethostname()}"
+    assert "2 processes, 4 devices" in said and f"{name}: 2 x cpu" in said
+    assert f"error: {name} is gone" in said
+    assert not two.score.exists()
+
+    first, second = _pair(start, two)
+    said = [process.communicate(timeout=240)[1] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    assert "score: continuing" in said[0]
+    assert "score" not in said[1]  # one process speaks
+    for folder in (one.score, one.signal("el2n"), one.signal("unigram")):
+        parts = sorted(folder.glob("*.parquet"))
+        assert len(parts) > 4
+        for path in parts:
+            other = two.root / path.relative_to(one.root)
+            assert pq.read_table(path).equals(pq.read_table(other)), path
+
+
+def test_two_processes_stop_together_and_one_continues_their_training(
+    start, corpus, trained, tmp_path, capsys
+):
+    """Whichever of them is asked to stop; what one process trains alone differs by rounding."""
+    workdir = Workdir(tmp_path / "two")
+    workdir.root.mkdir()
+    (workdir.root / "prepare").symlink_to(trained.prepare)
+    partial = workdir.root / "train" / "reference.partial"
+    pair = _pair(start, workdir, "--only", "reference", command="train")
+    _wait_for(partial / "metrics.jsonl", pair[0])
+    pair[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=240)[1] for process in pair]
+    assert [process.returncode for process in pair] == [143, 143], said
+    assert "train reference: saved after step" in said[0]
+    assert cli.main(["train", *_settings(workdir, corpus), "--only", "reference"]) == 0
+    assert "train reference: continuing after step" in capsys.readouterr().err
+    lines, expected = (metrics.read(w.run("reference") / "metrics.jsonl") for w in (workdir, trained))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        for name in line.keys() - {"goodput", "tokens_per_s"}:
+            # float32 sums in another order: 2^-24 a term and step, amplified by Adam; other rows change the third digit
+            assert line[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+def test_a_process_with_another_config_is_named(start, trained, tmp_path):
+    workdir = _copy(trained, tmp_path / "other")
+    address = _address()
+    together = ["--processes", "2", "--coordinator", address, "--timeout", "60"]
+    first = start(workdir, 2, "--process", "0", *together)
+    second = start(workdir, 2, "--process", "1", *together, "--seed", "1")
+    said = first.communicate(timeout=120)[1]
+    assert (first.returncode, second.wait(60)) == (1, 1)
+    assert f"process 1 on {socket.gethostname()} was given other settings" in said
+
+
+def test_a_missing_process_is_named(start, trained, tmp_path):
+    workdir = _copy(trained, tmp_path / "missing")
+    together = ["--processes", "3", "--coordinator", _address(), "--timeout", "4"]
+    both = [start(workdir, 1, "--process", str(process), *together) for process in (0, 2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    assert "of 3 processes these are missing after 4 s: 1" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--processes 2", "add --process and --coordinator"),
+        ("--distributed --process 1", "leave --processes, --process and --coordinator out"),
+        ("--processes 2 --process 2 --coordinator a:1", "number them from 0 on"),
+        ("--processes 2 --process 1 --coordinator a", "give HOST:PORT"),
+        ("--processes 2 --process 1 --coordinator a:1 --timeout 0", "give 1 second or more"),
+    ],
+)
+def test_wrong_options_get_one_line_that_helps(typed, message, tmp_path, capsys):
+    assert cli.main(["score", TINY, "--workdir", str(tmp_path), *typed.split()]) == 1
+    said = capsys.readouterr().err.strip()
+    assert message in said and len(said.splitlines()) == 1
