@@ -17,7 +17,7 @@ import numpy as np
 from ibis import _
 from markupsafe import Markup
 
-from jaxprune.artifact import Manifest, Workdir, build, write_json
+from jaxprune.artifact import ArtifactMissing, Manifest, Workdir, build, write_json
 from jaxprune.config import Config
 from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
@@ -102,7 +102,7 @@ def collect(config: Config, workdir: Workdir, summary: Mapping[str, Any], spill:
             "selections": selections,
             "documents": _documents(config, workdir, store, connection, np.array(sorted(numbers), np.int64)),
             "dropped": _dropped(connection.read_parquet(workdir.prepare / "removed.parquet"), config.seed),
-            "repetition": _repetition(config, summary, store.domains),
+            "repetition": _repetition(config, workdir, store, summary),
         }
 
 
@@ -209,12 +209,14 @@ def _dropped(removed: Any, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _repetition(config: Config, summary: Mapping[str, Any], domains: tuple[str, ...]) -> dict[str, Any]:
+def _repetition(
+    config: Config, workdir: Workdir, store: TokenStore, summary: Mapping[str, Any]
+) -> dict[str, Any]:
     """How often each arm would repeat each domain in its training tokens; `error` where it cannot be trained."""
     tokens = config.final.steps * config.final.batch_rows * config.final.model.context
     try:
-        runs = weights.mixtures(config, summary, domains)
-    except ValueError as error:
+        runs = weights.mixtures(config, summary, store.domains, weights.finder(config, workdir, store))
+    except (ValueError, ArtifactMissing) as error:
         return {"tokens": tokens, "arms": {}, "error": str(error)}
     arms = {
         arm: {"epochs": epochs, "words": weights.repetition(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}
