@@ -53,7 +53,12 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of PyTorch")
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="of our batches, padding included")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=1024,
+        help="of our batches, padding included; few documents in large batches are padded more than a usual shard",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our model")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
@@ -77,7 +82,7 @@ def main() -> None:
                 f"padding of {shard.n_documents:,} documents in batches of {batch_tokens:,}: {share:.1%} of computed tokens"
             )
         scorer = Scorer(graphdef, params, mesh, context=model.context, batch_tokens=arguments.batch_tokens)
-        rows_a_batch = arguments.batch_tokens // model.context
+        rows_a_batch = max(arguments.batch_tokens // model.context, 1)
         n_batches = -(-n_tokens // (rows_a_batch * model.context))
         shape = (n_batches, rows_a_batch, model.context + 1)
         rows = np.random.default_rng(1).integers(1, VOCAB, shape, np.int32)

@@ -93,6 +93,25 @@ class Workdir:
         """Mixture weights of each final run."""
         return self.root / "mix"
 
+    @property
+    def design(self) -> Path:
+        """Mixtures that proxies are trained on."""
+        return self.root / "swarm" / "design"
+
+    def proxy(self, name: str) -> Path:
+        """The training run of a proxy: `<mixture>-<seed>`."""
+        return self.root / "swarm" / "proxies" / name
+
+    @property
+    def proxies_together(self) -> Path:
+        """Proxies that are trained at once, until each has its own artifact."""
+        return self.root / "swarm" / "together"
+
+    @property
+    def table(self) -> Path:
+        """Losses of the proxies by mixture, domain and tokens."""
+        return self.root / "swarm" / "table"
+
     def evaluate(self, name: str) -> Path:
         """Held-out NLL of a training run."""
         return self.root / "evaluate" / name

@@ -27,6 +27,8 @@ _STAGES = {
     "score": "score documents with the reference model",
     "select": "decide which documents each arm keeps",
     "mix": "decide the proportions of the domains",
+    "mix design": "choose the mixtures that small models, the proxies, are trained on",
+    "mix swarm": "train the proxies, and table their held-out losses by domain",
     "evaluate": "evaluate final models on held-out documents, or those of --only",
     "report": "write the report from what is there",
     "audit": "write pages of the documents that each selection kept and removed",
@@ -35,7 +37,7 @@ _STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxprune`; returns the exit status."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
     without_help = [word for word in arguments if word not in ("--help", "-h")]
     if without_help != arguments and arguments[0] in (*_STAGES, "config"):
@@ -75,6 +77,12 @@ def main(arguments: list[str] | None = None) -> int:
     return status
 
 
+def _joined(arguments: list[str]) -> list[str]:
+    """`mix design` as one word: commands that stand behind another are commands like the others."""
+    is_two = len(arguments) > 1 and arguments[0] == "mix" and arguments[1].isalpha()
+    return [" ".join(arguments[:2]), *arguments[2:]] if is_two else arguments
+
+
 def _in_a_line(error: Exception) -> str:
     """What a user can mend, as it was written; of anything else the first line, and how to see more."""
     from jaxprune.artifact import StageError
@@ -95,7 +103,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     config = load(path, overrides)
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if options.command in ("run", "train", "score", "evaluate", "audit"):
+    if options.command in ("run", "train", "score", "evaluate", "audit", "mix swarm"):
         from jaxprune.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -118,7 +126,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
                     raise ValueError(f"there is no run {name}: this config has {', '.join(known)}")
             getattr(pipeline, options.command)(config, workdir, tuple(options.only))
         else:
-            getattr(pipeline, options.command)(config, workdir)
+            getattr(pipeline, options.command.replace(" ", "_"))(config, workdir)
     if cluster.is_first() and options.command in ("run", "report"):
         _say_headline(workdir)
         say(f"report: {(workdir.report / 'index.html').resolve()}")

@@ -109,6 +109,21 @@ def mix(config: Config, workdir: Workdir) -> None:
     _alone(workdir.mix, lambda: stage.run(config, workdir))
 
 
+def mix_design(config: Config, workdir: Workdir) -> None:
+    """Chooses the mixtures that proxies are trained on; not part of `run`."""
+    from jaxprune.mix import mixtures as stage
+
+    _alone(workdir.design, lambda: stage.run(config, workdir))
+
+
+def mix_swarm(config: Config, workdir: Workdir) -> None:
+    """Trains the proxies of the design, which it makes if need be, and tables their losses; not part of `run`."""
+    from jaxprune.mix import swarm as stage
+
+    mix_design(config, workdir)
+    stage.run(config, workdir)
+
+
 def evaluate(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
     """Evaluates the named runs on the held-out documents; without names, all final runs."""
     from jaxprune.evaluate import perplexity as stage

@@ -75,7 +75,7 @@ def notes(config: Config) -> list[str]:
     """What a config asks for in vain, a line each: settings without effect, an arm that repeats another."""
     given, method = config.tokenizer.path is not None, config.mix.method
     rule, signals = config.select, " ".join(config.select.signals)
-    by = f"select.criterion is {rule.criterion}"
+    by, designed = f"select.criterion is {rule.criterion}", f"swarm.design is {config.swarm.design}"
     trained = ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
     unused = (
         (given, "tokenizer.path is given", trained),
@@ -85,6 +85,9 @@ def notes(config: Config) -> list[str]:
         (rule.criterion != "threshold", by, ("select.low", "select.high")),
         (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),
         ("information" not in rule.signals, f"select.signals is {signals}", ("select.information_per",)),
+        (config.swarm.design != "dirichlet", designed, ("swarm.strengths", "swarm.power")),
+        (config.swarm.design != "maximin", designed, ("swarm.floor",)),
+        (True, "swarm.checkpoints says when", ("swarm.proxy.validate_every",)),
         (len(rule.signals) == 1, f"select.signals is {signals}", ("select.combine",)),
     )
     values, usual = _fields(config), _fields(Config(name=""))
@@ -138,7 +141,7 @@ def _located(path: str, error: Exception) -> str:
     what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     misspelt = re.search(r"(?:keyword argument|name) '(\w+)'", what)
     fields = (name.rpartition(".")[2] for name in _fields(Config(name="")))
-    known = sorted({*fields, *vars(jaxprune.config)})
+    known = sorted({*fields, *jaxprune.config.__all__})
     return f"{where}: {what}{_nearest(misspelt[1], known) if misspelt else ''}"
 
 

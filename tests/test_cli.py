@@ -69,6 +69,12 @@ WRONG = {
     "--seed -1": "seed is -1: set whole numbers from 0",
     "--seeds 0 -1": "seeds is (0, -1): set whole numbers from 0",
     "--seeds 0 4294967296": "set whole numbers from 0 to 4294967295",
+    "--swarm.checkpoints 0": "swarm.checkpoints is 0 and a proxy takes",
+    "--swarm.proxy.tokens 100": "swarm.checkpoints is 10 and a proxy takes 1 steps: set a number from 1",
+    "--swarm.strengths 2 1": "swarm.strengths is (2.0, 1.0): set the least and the largest",
+    "--swarm.seeds": "swarm.seeds is (): name each seed once",
+    "--swarm.arm within_domain": "swarm.arm is within_domain, which is not one of arms",
+    "--swarm.together 0": "swarm.together is 0: set a number above 0, or None",
     "stray": "write --SETTING VALUE",
 }
 
@@ -132,6 +138,9 @@ def test_a_wrong_config_file_gets_one_line_that_helps(text, said, tmp_path, caps
         ("--score.zip.step 30", "no signal is zip: score.zip.step"),
         ("--score.density.rows 30", "no signal is density: score.density.rows"),
         ("--score.ask.model x", "no signal is ask_llm: score.ask.model"),
+        ("--swarm.floor 0.01", "swarm.design is dirichlet: swarm.floor"),
+        ("--swarm.design maximin --swarm.power 1", "swarm.design is maximin: swarm.power"),
+        ("--swarm.proxy.validate_every 3", "swarm.checkpoints says when: swarm.proxy.validate_every"),
         ("--second.tokens 10", "nothing reads the model second: second.tokens"),
     ],
 )
@@ -242,7 +251,7 @@ def test_help_explains_every_field(capsys):
 
     assert cli.main(["run", "--workdir", "somewhere", QUICKSTART, "--help"]) == 0
     printed = capsys.readouterr().out
-    for group in ("corpus", "tokenizer", "reference", "score", "select", "mix", "final", "mesh"):
+    for group in ("corpus", "tokenizer", "reference", "score", "select", "mix", "swarm", "final", "mesh"):
         of_group = getattr(config.Config(name="x"), group)
         for field in dataclasses.fields(of_group):
             if not dataclasses.is_dataclass(getattr(of_group, field.name)):

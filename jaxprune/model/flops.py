@@ -21,6 +21,11 @@ def n_params(model: Model, vocab_size: int) -> int:
     )
 
 
+def n_non_embedding(model: Model, vocab_size: int) -> int:
+    """Parameters without the tables of tokens and positions and the output projection."""
+    return n_params(model, vocab_size) - _lookups(model, vocab_size) - _unembedding(model, vocab_size)
+
+
 def train_flops_per_token(model: Model, vocab_size: int, context: int) -> float:
     """FLOPs of the forward and backward pass for a token in rows of `context`: 6 N + 12 L D T.
 

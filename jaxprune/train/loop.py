@@ -6,43 +6,25 @@ Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jaxprune import cluster, config
-from jaxprune.artifact import StageError, write_json
+from jaxprune import config
+from jaxprune.artifact import StageError
 from jaxprune.data.loader import Loader
-from jaxprune.data.mixture import MixtureSource, Stage
-from jaxprune.data.store import TokenStore
+from jaxprune.data.mixture import Stage
 from jaxprune.model import flops, transformer
 from jaxprune.progress import meter, say
 from jaxprune.train import layout, stop
 from jaxprune.train.checkpoint import Checkpoints
 from jaxprune.train.feed import Feed
 from jaxprune.train.hardware import describe
-from jaxprune.train.log import Clock, Log, Window
-from jaxprune.train.metrics import Metrics
+from jaxprune.train.log import Clock, Window
+from jaxprune.train.plan import Plan
 from jaxprune.train.step import StepMetrics, TrainState, abstract_optimizer, init_state, make_train_step
-from jaxprune.train.validation import Validation
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run: what is trained, on which documents, in which proportions."""
-
-    title: str
-    run: config.Run
-    store: TokenStore
-    documents: np.ndarray  # int64 numbers of the documents to train on
-    stages: tuple[Stage, ...]  # mixture weights over steps
-    seed: int  # of the initial weights and of the order of the rows
-    mesh: jax.sharding.Mesh
-    backends: tuple[str, ...] = ()
-    keep_steps: tuple[int, ...] = ()  # whose parameters stay when the run is finished, beside the last
 
 
 class Interrupted(StageError):
@@ -71,14 +53,9 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
       ValueError: the batch cannot be laid out on the mesh.
     """
     run, mesh, vocab_size = plan.run, plan.mesh, plan.store.vocab_size
-    rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
     layout.check(run, mesh)
     # 1. What the parameters are, for whoever loads them.
-    if cluster.is_first():
-        write_json(
-            folder / "model.json",
-            {"model": dataclasses.asdict(run.model), "vocab_size": vocab_size},
-        )
+    plan.write_model(folder)
     with jax.set_mesh(mesh):
         # 2. The state: the newest whole checkpoint, or a fresh start.
         checkpoints = Checkpoints(folder / "checkpoints", run.keep_checkpoints, plan.keep_steps)
@@ -95,41 +72,28 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             say(f"{plan.title}: continuing after step {start} of {run.steps}")
         # 3. The loader of this process's rows, whose whole position is the step.
         feed = Feed(mesh, run.batch_rows, run.microbatches)
-        source = MixtureSource(
-            plan.store,
-            plan.documents,
-            context=run.model.context,
-            batch_rows=run.batch_rows,
-            stages=tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"]),
-            seed=plan.seed,
-            rows=feed.rows,
-        )
-        loader = Loader(source, step=start)
+        stages = tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"])
+        loader = Loader(plan.source(stages, feed.rows), step=start)
         # 4. Metrics, without the lines after the checkpoint.
-        metrics = None
-        if cluster.is_first():
-            metrics = Metrics(folder, -1 if restored is None else start, plan.backends)
+        metrics = plan.metrics(folder, None if restored is None else start)
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
             window = Window(len(plan.store.domains), **position.get("window", {}))
-            validation = Validation(
-                plan.store,
-                context=run.model.context,
-                rows=run.validation_rows,
-                batch_rows=max(run.batch_rows // run.microbatches, rows_on_mesh),
-            )
+            validation, log = plan.validation(), plan.log(metrics, clock, window)
             step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
-            log = Log(
-                plan.title,
-                run,
-                domains=plan.store.domains,
-                vocab_size=vocab_size,
-                mesh=mesh,
-                metrics=metrics,
-                clock=clock,
-                window=window,
-            )
+
+            def advance() -> StepMetrics:
+                nonlocal state
+                state, current = step_fn(state, *feed(next(loader)))
+                return current
+
+            def note_step(step: int, current: StepMetrics) -> str:
+                log.step(step, current)
+                return log.note
+
+            def validate(step: int) -> None:
+                log.validation(step, validation(graphdef, state.params, mesh))
 
             def save(step: int) -> None:
                 position = {
@@ -144,57 +108,90 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     f"{plan.title}: {flops.n_params(run.model, vocab_size):,} parameters, "
                     f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
                 )
-            tokens_a_step = run.batch_rows * run.model.context
-            with (
-                meter(plan.title, run.steps * tokens_a_step, "tok") as bar,
-                stop.requests(mesh) as asked_to_stop,
-            ):
-                bar.skip(start * tokens_a_step)
-                bar.tell("compiling")
-                if start == 0:
-                    log.validation(0, validation(graphdef, state.params, mesh))
-                previous: StepMetrics | None = None
-                clock.resume()
-                for step in range(start + 1, run.steps + 1):
-                    state, current = step_fn(state, *feed(next(loader)))
-                    # Reading a step's metrics only after the next was dispatched keeps the device busy.
-                    if previous is not None:
-                        log.step(step - 1, previous)
-                    previous = current
-                    bar.add(tokens_a_step, note=log.note)
-                    last = step == run.steps
-                    validate = last or (run.validate_every > 0 and step % run.validate_every == 0)
-                    checkpoint = last or step % run.checkpoint_every == 0 or step in plan.keep_steps
-                    stopped_by = asked_to_stop()
-                    if validate or checkpoint or stopped_by:
-                        log.step(step, previous)  # a step that diverged must not be saved
-                        previous = None
-                        clock.pause()
-                        if validate:
-                            log.validation(step, validation(graphdef, state.params, mesh))
-                        stopped_by = stopped_by or asked_to_stop()  # during validation too
-                        if checkpoint or stopped_by:
-                            save(step)
-                        clock.resume()
-                        if stopped_by and not last:
-                            raise Interrupted(
-                                f"{plan.title}: saved after step {step}; the same command continues",
-                                stopped_by,
-                            )
-                checkpoints.thin()
+            train(
+                plan.title,
+                run,
+                start,
+                mesh,
+                clock,
+                advance=advance,
+                log=note_step,
+                validate=validate,
+                save=save,
+                keep_steps=plan.keep_steps,
+            )
+            checkpoints.thin()
         finally:
             loader.close()
             if metrics is not None:
                 metrics.close()
             checkpoints.close()
-    return {
-        "steps": run.steps,
-        "tokens": run.steps * run.batch_rows * run.model.context,
-        "documents": len(plan.documents),
-        "parameters": flops.n_params(run.model, vocab_size),
-        "train_flops": run.steps
-        * run.batch_rows
-        * run.model.context
-        * flops.train_flops_per_token(run.model, vocab_size, run.model.context),
-        "devices": describe(mesh),
-    }
+    return plan.counts()
+
+
+def train(
+    title: str,
+    run: config.Run,
+    start: int,
+    mesh: jax.sharding.Mesh,
+    clock: Clock,
+    *,
+    advance: Callable[[], StepMetrics],
+    log: Callable[[int, StepMetrics], str],
+    validate: Callable[[int], None],
+    save: Callable[[int], None],
+    keep_steps: tuple[int, ...] = (),
+    n_runs: int = 1,
+) -> None:
+    """The loop itself, over the steps after `start`: when to step, to log, to validate, to save, and to stop.
+
+    Args:
+      title: for messages.
+      run: how many steps there are, and which of them validate and save.
+      start: steps that are done.
+      mesh: whose processes stop after the same step.
+      clock: runs while it steps.
+      advance: dispatches the next step.
+      log: reads the metrics of a step and returns what is shown behind the bar; raises `Diverged`.
+      validate: takes the held-out losses after a step; before the first, after step 0.
+      save: starts saving the state after a step.
+      keep_steps: saved too.
+      n_runs: trained at once.
+
+    Raises:
+      Interrupted: after SIGTERM or SIGINT, and after saving.
+    """
+    tokens_a_step = n_runs * run.batch_rows * run.model.context
+    note = "compiling"
+    with meter(title, run.steps * tokens_a_step, "tok") as bar, stop.requests(mesh) as asked_to_stop:
+        bar.skip(start * tokens_a_step)
+        bar.tell(note)
+        if start == 0:
+            validate(0)
+        previous: StepMetrics | None = None
+        clock.resume()
+        for step in range(start + 1, run.steps + 1):
+            current = advance()
+            # Reading a step's metrics only after the next was dispatched keeps the device busy.
+            if previous is not None:
+                note = log(step - 1, previous)
+            previous = current
+            bar.add(tokens_a_step, note=note)
+            last = step == run.steps
+            is_validated = last or (run.validate_every > 0 and step % run.validate_every == 0)
+            is_saved = last or step % run.checkpoint_every == 0 or step in keep_steps
+            stopped_by = asked_to_stop()
+            if is_validated or is_saved or stopped_by:
+                note = log(step, previous)  # a step that diverged must not be saved
+                previous = None
+                clock.pause()
+                if is_validated:
+                    validate(step)
+                stopped_by = stopped_by or asked_to_stop()  # during validation too
+                if is_saved or stopped_by:
+                    save(step)
+                clock.resume()
+                if stopped_by and not last:
+                    raise Interrupted(
+                        f"{title}: saved after step {step}; the same command continues", stopped_by
+                    )

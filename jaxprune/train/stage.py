@@ -14,7 +14,8 @@ from jaxprune.data.mixture import Stage
 from jaxprune.data.store import REFERENCE, TokenStore
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
-from jaxprune.train.loop import Plan, fit
+from jaxprune.train.loop import fit
+from jaxprune.train.plan import Plan
 
 
 def run(config: Config, workdir: Workdir, name: str) -> Manifest:

@@ -5,6 +5,9 @@ Dimensions: R rows, S = T + 1 tokens of a row, K domains.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from flax import nnx
@@ -43,19 +46,36 @@ class Validation:
         self, graphdef: nnx.GraphDef, params: nnx.State, mesh: jax.sharding.Mesh
     ) -> dict[str, float]:
         """NLL in nats per token: `heldout/<domain>` each, and `heldout`, their unweighted mean."""
-        step = make_score_step(graphdef)
+        return self._by_domain(self._nll(make_score_step(graphdef), params, mesh))
+
+    def of_each(
+        self, graphdef: nnx.GraphDef, params: nnx.State, mesh: jax.sharding.Mesh
+    ) -> list[dict[str, float]]:
+        """As a call, for each of the runs whose parameters are stacked along a first axis."""
+        return [self._by_domain(nll_R) for nll_R in self._nll(_make_score_each(graphdef), params, mesh)]
+
+    def _nll(self, step: Callable[..., jax.Array], params: nnx.State, mesh: jax.sharding.Mesh) -> np.ndarray:
+        """What the step says of each row, in nats: float64, rows along the last axis."""
         pending = []
         for start in range(0, len(self.rows_RS), self.batch_rows):
             part = slice(start, start + self.batch_rows)
             tokens_BS, length_B = (put(values[part], mesh, BATCH) for values in (self.rows_RS, self.length_R))
             pending.append(everywhere(step(params, tokens_BS, length_B)))
-        nll_R = np.concatenate(jax.device_get(pending)).astype(np.float64)
+        return np.concatenate(jax.device_get(pending), axis=-1).astype(np.float64)
+
+    def _by_domain(self, nll_R: np.ndarray) -> dict[str, float]:
         n_domains = len(self.domains)
         nll_K = np.bincount(self.domain_R, nll_R, n_domains)
         tokens_K = np.bincount(self.domain_R, self.length_R, n_domains)
         mean_K = nll_K / tokens_K
         by_domain = {f"heldout/{name}": float(mean) for name, mean in zip(self.domains, mean_K, strict=True)}
         return {"heldout": float(mean_K.mean()), **by_domain}
+
+
+@functools.lru_cache(maxsize=2)
+def _make_score_each(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
+    """The scoring step of the same rows under many parameters: [N, B] of N runs."""
+    return jax.jit(jax.vmap(make_score_step(graphdef), in_axes=(0, None, None)))
 
 
 def _first_tokens(store: TokenStore, numbers: np.ndarray, limit: int) -> np.ndarray:

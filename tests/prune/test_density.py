@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from jaxprune.artifact import Workdir
 from jaxprune.config import Density
-from jaxprune.prune.signals import density
+from jaxprune.prune.signals import density, hashed
 from tests.texts import Silent, token_store
 
 
@@ -116,7 +116,7 @@ def test_words_in_another_order_are_another_document_but_a_near_one(tmp_path):
     store = token_store(
         tmp_path / "tokens", [words, words, rng.permutation(words), words + 300], vocab_size=600
     )
-    [[_, x]] = density._hashed(store, 256)(np.arange(4))
+    [[_, x]] = hashed.embedder(store, 256)(np.arange(4))
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-12)
     assert (x[0] == x[1]).all()
     assert x[0] @ x[1] > x[0] @ x[2] + 0.2 > x[0] @ x[3] + 0.4
@@ -130,7 +130,7 @@ def test_the_ends_of_documents_inside_a_sequence_are_no_words(tmp_path):
         (("packed", [1, 2, 0, 3, 4]), ("apart", [1, 2, 0, 0, 3, 4, 0]), ("whole", [1, 2, 3, 4]))
     )  # fmt: skip
     x, same, other = (
-        next(density._hashed(store, 4096)(np.arange(1)))[1][0] for store in (packed, apart, whole)
+        next(hashed.embedder(store, 4096)(np.arange(1)))[1][0] for store in (packed, apart, whole)
     )
     assert np.count_nonzero(x) == 4 + 2  # in so many dimensions all are apart
     assert np.count_nonzero(other) == 4 + 3
@@ -143,7 +143,7 @@ def test_the_counters_hold_every_document_once(documents, tmp_path, monkeypatch,
     together = densities(store, SMALL)
     monkeypatch.setattr(density, "_COUNTED", counted)
     assert densities(store, SMALL).tolist() == together.tolist()
-    [[_, x_BD]] = density._hashed(store, SMALL.dimensions)(np.arange(store.n_documents))
+    [[_, x_BD]] = hashed.embedder(store, SMALL.dimensions)(np.arange(store.n_documents))
     bucket_BR = density._Hashes(SMALL, SMALL.dimensions)(x_BD)
     same_BBR = bucket_BR[:, None] == bucket_BR[None]
     assert together.tolist() == np.log(same_BBR.sum(axis=1).sum(axis=1) / SMALL.rows).tolist()

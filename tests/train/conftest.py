@@ -12,7 +12,7 @@ from jaxprune import config
 from jaxprune.data.mixture import Stage
 from jaxprune.data.store import SPLITS, TokenStore
 from jaxprune.model.sharding import make_mesh
-from jaxprune.train.loop import Plan
+from jaxprune.train.plan import Plan
 
 VOCAB, EOD = 97, 0
 DOMAINS = ("a", "b", "c")

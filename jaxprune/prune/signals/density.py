@@ -15,20 +15,18 @@ Algorithm 2 prints the probability of keeping a document as its share of the sco
 say the inverse, for a sample that covers the space evenly. The inverse it is: select.criterion "proportional"
 with select.temperature -1.
 
-Embeddings have length 1: given ones, or hashed features of the tokens. Each unigram and bigram of a document
-adds 1 or -1 to one of the dimensions, both by its hash, and of the sums the signed square roots are taken,
-so that frequent words do not drown the others.
+Embeddings have length 1: given ones, or hashed features of the tokens (`hashed`).
 
 A score is bitwise the same whatever it is computed with: coordinates are rounded to a grid on which the
 products of a projection add up exactly in float64, in any order.
 
-Legend: N documents, B documents of a block, D dimensions, R hash functions, C buckets, P tokens.
+Legend: N documents, B documents of a block, D dimensions, R hash functions, C buckets.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +39,11 @@ from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.progress import Meter, meter
 from jaxprune.prune import contents
 from jaxprune.prune.shards import Measure
-from jaxprune.prune.signals.blocks import blocks
+from jaxprune.prune.signals import hashed
 
 _SEED = 0  # of the random directions
-_DOCUMENTS = 256  # that are hashed at once
 _COUNTED = 4_096  # documents that are counted at once, about
 _GRID = 2.0**16  # steps of a coordinate; a product of two has 35 bits, so a sum of 2^18 of them has 53
-_ODD = np.uint64(0x9E3779B97F4A7C15)
-
-_Embed = Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""For numbers [N]: some of them after the others [B], with the embeddings of these documents [B, D]."""
 
 
 def load(settings: Density, store: TokenStore) -> Measure:
@@ -63,7 +56,7 @@ def load(settings: Density, store: TokenStore) -> Measure:
     """
     train_N = store.documents(TRAIN)
     if settings.embeddings is None:
-        embed, n_dimensions = _hashed(store, settings.dimensions), settings.dimensions
+        embed, n_dimensions = hashed.embedder(store, settings.dimensions), settings.dimensions
     else:
         embed, n_dimensions = _given(Path(settings.embeddings), store)
     hashes = _Hashes(settings, n_dimensions)
@@ -149,43 +142,7 @@ def _on_grid(value: np.ndarray) -> np.ndarray:
     return np.round(value * _GRID) / _GRID
 
 
-def _hashed(store: TokenStore, n_dimensions: int) -> _Embed:
-    """Embeddings made of the tokens."""
-
-    def embed(numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in range(0, len(numbers), _DOCUMENTS):
-            part = numbers[begin : begin + _DOCUMENTS]
-            for block in blocks(store, part):
-                count_BD = _features(block.tokens_P, block.is_text_P, block.length_B, n_dimensions)
-                total_B = np.abs(count_BD).sum(axis=1, keepdims=True)  # exact: whole numbers
-                yield (
-                    part[block.place],
-                    np.sign(count_BD) * np.sqrt(np.abs(count_BD) / np.maximum(total_B, 1)),
-                )
-
-    return embed
-
-
-def _features(
-    tokens_P: np.ndarray, is_text_P: np.ndarray, length_B: np.ndarray, n_dimensions: int
-) -> np.ndarray:
-    """Signed counts of the unigrams of text tokens, and of the bigrams with no other between: [B, D]."""
-    token_P = tokens_P.astype(np.uint64)
-    is_pair_P = is_text_P[:-1] & is_text_P[1:]
-    document_P = np.repeat(np.arange(len(length_B)), length_B)
-    gram = np.concatenate(
-        [token_P[is_text_P] + 1, (token_P[:-1] + 1)[is_pair_P] << np.uint64(32) | token_P[1:][is_pair_P]]
-    )
-    document = np.concatenate([document_P[is_text_P], document_P[1:][is_pair_P]])
-    mixed = (gram ^ gram >> np.uint64(29)) * _ODD
-    mixed = (mixed ^ mixed >> np.uint64(32)) * _ODD
-    sign = 1.0 - 2.0 * (mixed >> np.uint64(63)).astype(np.float64)
-    dimension = (mixed << np.uint64(1) >> np.uint64(33)) % np.uint64(n_dimensions)
-    place = document * n_dimensions + dimension.astype(np.int64)
-    return np.bincount(place, sign, len(length_B) * n_dimensions).reshape(-1, n_dimensions)
-
-
-def _given(path: Path, store: TokenStore) -> tuple[_Embed, int]:
+def _given(path: Path, store: TokenStore) -> tuple[hashed.Embed, int]:
     """Embeddings that were made elsewhere, and their width."""
     train_N = store.documents(TRAIN)
     if path.suffix == ".npy":
@@ -199,8 +156,8 @@ def _given(path: Path, store: TokenStore) -> tuple[_Embed, int]:
         x_ND, row_N = _read_parquet(path, store.ids(train_N))
 
     def embed(numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in range(0, len(numbers), _DOCUMENTS):
-            number_B = numbers[begin : begin + _DOCUMENTS]
+        for begin in range(0, len(numbers), hashed.DOCUMENTS):
+            number_B = numbers[begin : begin + hashed.DOCUMENTS]
             x_BD = np.asarray(x_ND[row_N[np.searchsorted(train_N, number_B)]], np.float64, order="C")
             length_B = np.sqrt(np.square(x_BD).sum(axis=1, keepdims=True))
             if not np.isfinite(length_B).all():

@@ -1,0 +1,113 @@
+"""In what proportions the domains are drawn from, and the runs from which that is found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxprune.config.base import Settings, check, neutral
+from jaxprune.config.model import Model
+from jaxprune.config.run import Run
+from jaxprune.config.select import Arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix(Settings):
+    """Proportions of the domains in the final run's training tokens."""
+
+    method: Literal["natural", "uniform", "temperature", "fixed"] = "natural"
+    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature)."""
+    temperature: float = 2.0
+    """temperature: 1 is natural, infinity is uniform; no other method uses it."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """fixed: a weight for each domain; they are divided by their sum."""
+    max_epochs: float | None = None
+    """Refuse a run in which a domain repeats more often than this; None: only warn above 4."""
+
+    def check_values(self) -> None:
+        check(
+            self.temperature > 0,
+            f"mix.temperature is {self.temperature}: set a number above 0",
+        )
+        check(
+            self.max_epochs is None or self.max_epochs > 0,
+            f"mix.max_epochs is {self.max_epochs}: set a number above 0, or None",
+        )
+        check(
+            all(0 <= weight < math.inf for weight in self.weights.values()),
+            f"mix.weights is {self.weights}: weights must not be negative or infinite",
+        )
+        check(
+            self.method != "fixed" or sum(self.weights.values()) > 0,
+            "mix.method is fixed but mix.weights is empty: give a weight for each domain (--mix.weights DOMAIN WEIGHT ...)",
+        )
+        check(
+            self.method == "fixed" or not self.weights,
+            f"mix.weights is given but mix.method is {self.method}: set mix.method to fixed, or give no weights",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swarm(Settings):
+    """Proxies: small models trained on many mixtures, from whose held-out losses a mixing law is fitted."""
+
+    design: Literal["dirichlet", "grid", "maximin"] = "dirichlet"
+    """How mixtures are chosen. dirichlet: draws around the natural one (RegMix); grid: caps halved again and
+    again (Data Mixing Laws); maximin: far from each other, the natural and the uniform among them."""
+    runs: int | None = None
+    """Mixtures; None: as many as a law across domains needs, 3 x (domains + 1)."""
+    strengths: tuple[float, float] = (0.1, 5.0)
+    """dirichlet: least and largest concentration of the draws; small ones are nearly one domain alone."""
+    power: float = 0.5
+    """dirichlet: they are around natural ** power; 0 is uniform."""
+    floor: float = 0.0
+    """maximin: least proportion of every domain; above 0 for laws with a pole at 0."""
+    max_epochs: float = 15.0
+    """Most epochs of a domain in a proxy, which caps its proportion (RegMix: 15)."""
+    seeds: tuple[int, ...] = (0,)
+    """Each mixture is trained once with each seed; several show the noise that a law cannot explain."""
+    arm: Arm | None = None
+    """Whose documents proxies are trained on; None: those of `pruned` where arms has it, else of the first arm.
+    `none` needs no scores. Random arms: those of their first seed."""
+    simulate_epochs: bool = True
+    """Cut each domain to the share proxy tokens / final tokens of its documents, so that a proxy repeats
+    data as often as the final run does (arXiv 2606.07597)."""
+    proxy: Run = field(
+        default_factory=lambda: Run(
+            model=Model(d_model=256, n_layers=2, n_heads=4), tokens=1_000_000_000, batch_rows=128
+        )
+    )
+    """What is trained on each mixture; the default is of the size of RegMix's: some million parameters without
+    embeddings, a billion tokens."""
+    checkpoints: int = 10
+    """Evenly spaced times of a proxy's training at which its held-out losses are taken, its end included;
+    takes the place of proxy.validate_every."""
+    together: int | None = neutral(None)
+    """Proxies that are trained at once as one program, on the same devices; None: 1 on CPUs, 8 elsewhere."""
+
+    def check_values(self) -> None:
+        for name in ("runs", "together"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"swarm.{name} is {value}: set a number above 0, or None")
+        low, high = self.strengths
+        check(
+            0 < low <= high < math.inf,
+            f"swarm.strengths is {self.strengths}: set the least and the largest, both above 0",
+        )
+        check(0 <= self.power <= 1, f"swarm.power is {self.power}: set a number from 0 to 1")
+        check(0 <= self.floor < 1, f"swarm.floor is {self.floor}: set a share from 0 up to 1 / domains")
+        check(self.max_epochs > 0, f"swarm.max_epochs is {self.max_epochs}: set a number above 0")
+        check(
+            len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
+            f"swarm.seeds is {self.seeds}: name each seed once",
+        )
+        check(
+            all(0 <= seed < 2**32 for seed in self.seeds),  # jax takes the lower 32 bits
+            f"swarm.seeds is {self.seeds}: set whole numbers from 0 to {2**32 - 1}",
+        )
+        check(
+            0 < self.checkpoints <= self.proxy.steps,
+            f"swarm.checkpoints is {self.checkpoints} and a proxy takes {self.proxy.steps} steps: set a number from 1 "
+            "to that",
+        )
