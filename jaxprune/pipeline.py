@@ -144,15 +144,7 @@ def report(config: Config, workdir: Workdir) -> None:
 
 
 def audit(config: Config, workdir: Workdir) -> None:
-    """Writes pages of what each selection kept and removed; not part of `run`.
-
-    Raises:
-      ValueError: there are several processes.
-    """
+    """Writes pages of what each selection kept and removed; not part of `run`."""
     from jaxprune.report import audit as stage
 
-    if cluster.size() > 1:
-        raise ValueError(
-            "audit reads a few documents and runs as one process: leave --processes or --distributed out"
-        )
     stage.run(config, workdir)
