@@ -109,12 +109,12 @@ def time_bimix() -> None:
     alpha_K, c_K = np.linspace(0.02, 0.1, 7), np.linspace(2.0, 3.5, 7)
     truth_RK = weights_RK**-alpha_K * (0.1 * tokens_R[:, None] ** -0.7 + c_K)
     loss_RK = truth_RK + 0.003 * rng.standard_normal(truth_RK.shape)
-    names, runs = [f"domain{k}" for k in range(7)], np.repeat(np.arange(60), 10).tolist()
+    names, runs = [f"domain{k}" for k in range(7)], [run for run in range(60) for _ in range(10)]
     table = MixtureTable.from_arrays(
         weights_RK,
         loss_RK,
         tokens_R=tokens_R,
-        run_R=np.repeat(np.arange(60), 10),
+        run_R=runs,
         domains=names,
         targets=names,
     )
