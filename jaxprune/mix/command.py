@@ -53,6 +53,7 @@ def main(command: str, arguments: Sequence[str], description: str) -> int:
 
 
 def _fit(options: argparse.Namespace, source: Source) -> dict[str, Any]:
+    _say_size(source.table)
     fitted = _fitted(options.law, source.table)
     coefficients = fitted.coefficients(n_resamples=options.resamples)
     table = Table(
@@ -105,6 +106,14 @@ def _compare(options: argparse.Namespace, source: Source) -> dict[str, Any]:
         say(f"{name}: {why}")
     _show_comparison(found)
     return _plain(dataclasses.asdict(found))
+
+
+def _say_size(table: MixtureTable) -> None:
+    n_runs, k = len(table.runs), len(table.domains)
+    say(
+        f"{n_runs} runs of {table.n_mixtures} mixtures, {len(table)} rows, {k} domains, {len(table.targets)} targets: "
+        f"{n_runs / (k + 1):.1f} runs for each of {k + 1} coefficients (3 or more tell domains apart)"
+    )
 
 
 def _fitted(name: str, table: MixtureTable) -> FittedLaw:
