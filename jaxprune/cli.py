@@ -35,6 +35,13 @@ _STAGES = {
 }
 
 
+_ON_TABLES = {
+    "mix fit": "fit a mixing law to a table of runs, and show its coefficients",
+    "mix optimum": "the mixture of least predicted loss, and what a second law says of it",
+    "mix compare": "errors of all laws on mixtures that they have not seen",
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxprune`; returns the exit status."""
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
@@ -42,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     without_help = [word for word in arguments if word not in ("--help", "-h")]
     if without_help != arguments and arguments[0] in (*_STAGES, "config"):
         return _help(parser, without_help)
-    commands = (*_STAGES, "config", "doctor")
+    commands = (*_STAGES, *_ON_TABLES, "config", "doctor")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         near = difflib.get_close_matches(arguments[0], commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else f": the commands are {', '.join(commands)}"
@@ -59,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     from jaxprune.progress import say
 
     try:
+        if options.command in _ON_TABLES:
+            return _on_table(options.command, rest)
         status = _command(options, rest)
         cluster.leave()
         return status
@@ -135,6 +144,12 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _on_table(command: str, rest: list[str]) -> int:
+    from jaxprune.mix import command as on_table
+
+    return on_table.main(command.removeprefix("mix "), rest, _ON_TABLES[command])
+
+
 def _join(options: argparse.Namespace, config: Config) -> None:
     """Joins the processes that the options speak of.
 
@@ -204,6 +219,9 @@ def _parser() -> argparse.ArgumentParser:
                 help="`reference`, `second` or `ARM-SEED` (default: all)",
             )
         _add_cluster(stage)
+    for name, text in _ON_TABLES.items():
+        command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
+        command.add_argument("--traceback", action="store_true")
     shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
     _add_config(shown)
     commands.add_parser("doctor", help="versions, devices, and what is missing")

@@ -32,11 +32,8 @@ class _Cluster:
     """The processes, as one of them sees them."""
 
     def __init__(self, place: Place, hosts: list[str], channels: dict[int, Channel]) -> None:
-        self.place, self.hosts, self.channels = (
-            place,
-            hosts,
-            channels,
-        )  # process 0 has one to each, others to it
+        self.place, self.hosts = place, hosts
+        self.channels = channels  # by process; process 0 has one to each other, the others have one to it
         self.works_alone = False  # process 0, while it does something for all
         self.parts = False  # all have come to the end
         self._ending = threading.Lock()

@@ -29,6 +29,8 @@ def run(config: Config, workdir: Workdir) -> None:
     train(config, workdir, config.scorers)
     score(config, workdir)
     select(config, workdir)
+    if config.mix.method == "law":
+        mix_swarm(config, workdir)
     mix(config, workdir)
     train(config, workdir, tuple(config.final_runs))
     evaluate(config, workdir, ())
@@ -58,6 +60,8 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.data.store import TokenStore
     from jaxprune.mix.weights import proportions
 
+    if config.mix.method != "fixed":
+        return
     # How many tokens each keeps is not known yet, and fixed weights do not ask.
     proportions(config.mix, dict.fromkeys(TokenStore(workdir.prepare / "tokens").domains, 1))
 
@@ -140,15 +144,7 @@ def report(config: Config, workdir: Workdir) -> None:
 
 
 def audit(config: Config, workdir: Workdir) -> None:
-    """Writes pages of what each selection kept and removed; not part of `run`.
-
-    Raises:
-      ValueError: there are several processes.
-    """
+    """Writes pages of what each selection kept and removed; not part of `run`."""
     from jaxprune.report import audit as stage
 
-    if cluster.size() > 1:
-        raise ValueError(
-            "audit reads a few documents and runs as one process: leave --processes or --distributed out"
-        )
     stage.run(config, workdir)

@@ -81,6 +81,8 @@ def notes(config: Config) -> list[str]:
         (given, "tokenizer.path is given", trained),
         (not given, "tokenizer.path is not given", ("tokenizer.eod_token",)),
         (method != "temperature", f"mix.method is {method}", ("mix.temperature",)),
+        (method != "law", f"mix.method is {method}", ("mix.law", "mix.second", "mix.extrapolate")),
+        (method != "entropy", f"mix.method is {method}", ("mix.entropy",)),
         (rule.criterion != "proportional", by, ("select.temperature",)),
         (rule.criterion != "threshold", by, ("select.low", "select.high")),
         (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),

@@ -12,21 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import write_corpus
 
-from jaxprune import cli
+from jaxprune import cli, cluster
 from jaxprune.artifact import Workdir
 from jaxprune.train import metrics
 
 TINY = str(Path(__file__).parent / "tiny.py")
 SMALL = ["--reference.tokens", "2_000", "--reference.validate_every", "0", "--score.shard_documents", "4"]
-MESH = [
-    "--mesh.replica",
-    "2",
-    "--mesh.fsdp",
-    "2",
-    "--score.signals",
-    "information",
-    "el2n",
-]  # of a model, and of none
+MESH = ["--mesh.replica", "2", "--mesh.fsdp", "2"]
+SIGNALS = ["--score.signals", "information", "el2n"]  # one that needs no model, and one of a model
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +51,7 @@ def start(corpus, tmp_path_factory):
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        settings = [*_settings(workdir, corpus), *MESH]
+        settings = [*_settings(workdir, corpus), *MESH, *SIGNALS]
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxprune.cli", command, *settings, *options],
             env=environment,
@@ -167,6 +160,15 @@ def test_a_missing_process_is_named(start, trained, tmp_path):
     said = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [1, 1]
     assert "of 3 processes these are missing after 4 s: 1" in said[0]
+
+
+def test_a_working_directory_that_is_not_shared_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "is_first", lambda: False)
+    monkeypatch.setattr(cluster, "_SEEN_S", 1.0)
+    late = iter([False, True])
+    cluster.until_seen(tmp_path, lambda: next(late))  # caches of network file systems
+    with pytest.raises(FileNotFoundError, match="give a --workdir on a file system that all hosts share"):
+        cluster.until_seen(tmp_path, lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,32 @@ from jaxprune.config.model import Model
 from jaxprune.config.run import Run
 from jaxprune.config.select import Arm
 
+LawName = Literal["combined", "bimix", "bimix_floor", "exponential", "loglinear", "reciprocal", "joint", "autoscale",
+                  "trees", "linear", "gaussian_process"]  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mix(Settings):
     """Proportions of the domains in the final run's training tokens."""
 
-    method: Literal["natural", "uniform", "temperature", "fixed"] = "natural"
-    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature)."""
+    method: Literal["natural", "uniform", "temperature", "fixed", "law", "entropy"] = "natural"
+    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature); law: the optimum of a
+    mixing law, fitted to the losses of a swarm of proxies; entropy: in proportion to exp(entropy) of the text."""
     temperature: float = 2.0
     """temperature: 1 is natural, infinity is uniform; no other method uses it."""
     weights: dict[str, float] = field(default_factory=dict)
     """fixed: a weight for each domain; they are divided by their sum."""
+    law: LawName = "combined"
+    """law: which one (docs/mixing.md)."""
+    second: LawName = "reciprocal"
+    """law: another one, which is asked what it thinks of the optimum."""
+    extrapolate: bool = False
+    """law: allow proportions outside the range of the swarm's runs."""
+    entropy: Literal["shannon", "joint", "conditional", "von_neumann"] = "conditional"
+    """entropy: of the tokens, of adjacent tokens, of a token given the one before (BiMix's best), of documents."""
     max_epochs: float | None = None
-    """Refuse a run in which a domain repeats more often than this; None: only warn above 4."""
+    """Refuse a run in which a domain repeats more often than this; None: only warn above 4. law: no domain is
+    given more; None: 4."""
 
     def check_values(self) -> None:
         check(
@@ -37,6 +50,10 @@ class Mix(Settings):
         check(
             all(0 <= weight < math.inf for weight in self.weights.values()),
             f"mix.weights is {self.weights}: weights must not be negative or infinite",
+        )
+        check(
+            self.method != "law" or self.law != self.second,
+            f"mix.second is {self.second}, as mix.law: name another law",
         )
         check(
             self.method != "fixed" or sum(self.weights.values()) > 0,

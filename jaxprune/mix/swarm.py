@@ -120,7 +120,8 @@ def train(swarm: Sequence[Proxy], workdir: Workdir, together: int) -> None:
     """Trains what is not trained yet, so many proxies at once; raises as `loop.fit`."""
     if cluster.size() == 1:
         _hand_out_all(swarm, workdir)
-    waiting = [proxy for proxy in swarm if not _is_made(proxy, workdir)]
+    made = cluster.alone(lambda: [_is_made(proxy, workdir) for proxy in swarm])
+    waiting = [proxy for proxy, is_made in zip(swarm, made, strict=True) if not is_made]
     done = len(swarm) - len(waiting)
     if done:
         say(f"mix swarm: {done} of {len(swarm)} proxies are trained already")

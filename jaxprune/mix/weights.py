@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Mix, identity
@@ -18,6 +20,7 @@ from jaxprune.data.store import TokenStore
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
 
+Find = Callable[[str, Mapping[str, int]], tuple[dict[str, float], dict[str, Any]]]
 MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
 _NAMED = 5  # domains in a line
 
@@ -31,10 +34,14 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     """
     prepare = require(workdir.prepare, "jaxprune prepare CONFIG")
     selected = require(workdir.select, "jaxprune select CONFIG")
-    domains = TokenStore(workdir.prepare / "tokens").domains
+    store = TokenStore(workdir.prepare / "tokens")
+    inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
+    if config.mix.method == "law":
+        inputs["table"] = require(workdir.table, "jaxprune mix swarm CONFIG").fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
-        runs = mixtures(config, json.loads((workdir.select / "summary.json").read_text()), domains)
+        selections = json.loads((workdir.select / "summary.json").read_text())
+        runs = mixtures(config, selections, store.domains, finder(config, workdir, store))
         for name, run in runs.items():
             check_epochs(run["epochs"], config.mix.max_epochs, name)
         for arm, epochs in most_epochs(config, runs).items():
@@ -42,12 +49,22 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         write_json(folder / "weights.json", runs)
         return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
 
-    inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
     return build(workdir.mix, "mix", settings_of(config), inputs, make)
 
 
+def finder(config: Config, workdir: Workdir, store: TokenStore) -> Find:
+    """Weights from the name of a selection and its kept tokens, by the method of the config."""
+    method = config.mix.method
+    if method not in ("law", "entropy"):
+        return lambda _, kept: (proportions(config.mix, kept), {})
+    from jaxprune.mix import found  # laws and entropies take longer to import than most runs of this stage
+
+    find = found.by_law(config, workdir) if method == "law" else found.by_entropy(config, store)
+    return lambda selection, kept: find(np.load(workdir.select / f"{selection}.npy"), kept)
+
+
 def mixtures(
-    config: Config, selections: Mapping[str, Any], domains: tuple[str, ...]
+    config: Config, selections: Mapping[str, Any], domains: tuple[str, ...], find: Find
 ) -> dict[str, dict[str, Any]]:
     """What each final run draws from: selection, method, weights and epochs by domain, and training tokens.
 
@@ -55,6 +72,7 @@ def mixtures(
       config: says how many tokens a run trains on.
       selections: the summary of the stage `select`.
       domains: of the corpus.
+      find: the weights, and how they were found.
 
     Raises:
       ValueError: as `proportions` and `drawable`.
@@ -67,7 +85,7 @@ def mixtures(
         mixture = "pruned" if arm == "reweighted" else selection
         kept = kept_tokens(selections[selection], domains)
         rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
-        wanted = proportions(config.mix, kept_tokens(selections[mixture], domains))
+        wanted, how = find(mixture, kept_tokens(selections[mixture], domains))
         weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
         runs[name] = {
             "selection": selection,
@@ -77,6 +95,7 @@ def mixtures(
                 domain: weight * training_rows / max(rows[domain], 1) for domain, weight in weights.items()
             },
             "tokens": training_rows * final.model.context,
+            **({"found": how} if how else {}),
         }
     return runs
 

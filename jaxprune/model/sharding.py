@@ -71,9 +71,9 @@ def put(values: np.ndarray, mesh: jax.sharding.Mesh, spec: P) -> jax.Array:
 
 
 @jax.jit
-def everywhere(value_B: jax.Array) -> jax.Array:
+def everywhere(values: jax.Array) -> jax.Array:
     """The same numbers on every device, so that every process can read them."""
-    return reshard(value_B, P())
+    return reshard(values, P())
 
 
 def check_divides(model: config.Model, mesh: jax.sharding.Mesh) -> None:

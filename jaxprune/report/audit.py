@@ -17,7 +17,8 @@ import numpy as np
 from ibis import _
 from markupsafe import Markup
 
-from jaxprune.artifact import Manifest, Workdir, build, write_json
+from jaxprune import cluster
+from jaxprune.artifact import ArtifactMissing, Manifest, Workdir, build, write_json
 from jaxprune.config import Config
 from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
@@ -46,9 +47,13 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     def make(folder: Path) -> dict[str, Any]:
         figures = collect(config, workdir, summary, folder / "spill")
         files = {name: "index.html" if name == first else f"{name}.html" for name in (first, *summary)}
-        write_json(folder / "audit.json", figures)
-        for name, file in files.items():
-            (folder / file).write_text(render(figures, name, files), encoding="utf-8")
+
+        def write() -> None:
+            write_json(folder / "audit.json", figures)
+            for name, file in files.items():
+                (folder / file).write_text(render(figures, name, files), encoding="utf-8")
+
+        cluster.alone(write)
         return {"documents": len(figures["documents"]), "pages": len(files)}
 
     settings = {
@@ -72,7 +77,7 @@ def _first_selection(wanted: str | None, summary: Mapping[str, Any]) -> str:
 
 
 def collect(config: Config, workdir: Workdir, summary: Mapping[str, Any], spill: Path) -> dict[str, Any]:
-    """All numbers and documents of the audit, as plain JSON data.
+    """All numbers and documents of the audit, as plain JSON data. Every process computes surprisal, process 0 the rest.
 
     Args:
       config: the settings of the run.
@@ -81,29 +86,41 @@ def collect(config: Config, workdir: Workdir, summary: Mapping[str, Any], spill:
       spill: folder for what does not fit in memory.
     """
     store = TokenStore(workdir.prepare / "tokens")
-    with selection.connect(spill) as connection:
-        selections = {
-            name: _selection(
-                config, selection.read(connection, workdir.select / f"{name}.parquet"), of, store.domains
-            )
-            for name, of in summary.items()
-        }
-        numbers = {
-            document["number"]
-            for of in selections.values()
-            for documents in of["examples"].values()
-            for document in documents
-        }
-        return {
-            "name": config.name,
-            "domains": list(store.domains),
-            "settings": dataclasses.asdict(config.audit),
-            "seed": config.seed,
-            "selections": selections,
-            "documents": _documents(config, workdir, store, connection, np.array(sorted(numbers), np.int64)),
-            "dropped": _dropped(connection.read_parquet(workdir.prepare / "removed.parquet"), config.seed),
-            "repetition": _repetition(config, summary, store.domains),
-        }
+
+    def choose() -> dict[str, Any]:
+        with selection.connect(spill) as connection:
+            return {
+                name: _selection(
+                    config, selection.read(connection, workdir.select / f"{name}.parquet"), of, store.domains
+                )
+                for name, of in summary.items()
+            }
+
+    selections = cluster.alone(choose)
+    numbers = {
+        document["number"]
+        for of in selections.values()
+        for documents in of["examples"].values()
+        for document in documents
+    }
+    surprisal = _surprisal_of(config, workdir, store, np.array(sorted(numbers), np.int64))
+
+    def describe() -> dict[str, Any]:
+        with selection.connect(spill) as connection:
+            return {
+                "name": config.name,
+                "domains": list(store.domains),
+                "settings": dataclasses.asdict(config.audit),
+                "seed": config.seed,
+                "selections": selections,
+                "documents": _documents(workdir, connection, surprisal),
+                "dropped": _dropped(
+                    connection.read_parquet(workdir.prepare / "removed.parquet"), config.seed
+                ),
+                "repetition": _repetition(config, workdir, store, summary),
+            }
+
+    return cluster.alone(describe)
 
 
 def _selection(
@@ -138,15 +155,10 @@ def _selection(
     }
 
 
-def _documents(
-    config: Config, workdir: Workdir, store: TokenStore, connection: Any, numbers: np.ndarray
-) -> dict[str, Any]:
-    """The documents that are shown, by number: where they come from, scores, and the surprisal of their text."""
-    scores = connection.read_parquet(sorted(map(str, workdir.score.glob("part-*.parquet"))))
-    columns = ("number", "id", "domain", "n_bytes", "n_scored", "nll_sum")
-    found = scores.filter(_.number.isin(numbers.tolist())).select(*columns).to_pyarrow().to_pylist()
-    rows = {row["number"]: row for row in found}
-    sources = _sources(workdir, connection, [row["id"] for row in found])
+def _surprisal_of(
+    config: Config, workdir: Workdir, store: TokenStore, numbers: np.ndarray
+) -> dict[int, tuple[list[str], list[int], np.ndarray]]:
+    """By number, the pieces in which a document begins, the tokens of each, and the nats of all these tokens."""
     scorer = Scorer.named(config.score.model, config, workdir)
     if scorer.translation is None:
         encoder = tokenizer.load(workdir.prepare / "tokenizer")
@@ -162,8 +174,24 @@ def _documents(
     first_N = np.array([sum(counts) for _, counts in texts], np.int64)
     with meter("audit: surprisal", float(first_N.sum()), "tokens") as progress:
         nats = token_nats(scorer, tokens, offsets_N1, places, first_N, progress)
+    return {
+        number: (*text, nats_P) for number, text, nats_P in zip(numbers.tolist(), texts, nats, strict=True)
+    }
+
+
+def _documents(
+    workdir: Workdir,
+    connection: Any,
+    surprisal: Mapping[int, tuple[list[str], list[int], np.ndarray]],
+) -> dict[str, Any]:
+    """The documents that are shown, by number: where they come from, scores, and the surprisal of their text."""
+    scores = connection.read_parquet(sorted(map(str, workdir.score.glob("part-*.parquet"))))
+    columns = ("number", "id", "domain", "n_bytes", "n_scored", "nll_sum")
+    found = scores.filter(_.number.isin(list(surprisal))).select(*columns).to_pyarrow().to_pylist()
+    rows = {row["number"]: row for row in found}
+    sources = _sources(workdir, connection, [row["id"] for row in found])
     documents = {}
-    for number, (pieces, counts), nats_P in zip(numbers.tolist(), texts, nats, strict=True):
+    for number, (pieces, counts, nats_P) in surprisal.items():
         row = rows[number]
         ends = np.cumsum(counts, dtype=np.int64)
         summed = np.diff(np.concatenate([[0.0], np.cumsum(nats_P)])[np.concatenate([[0], ends])])
@@ -209,12 +237,14 @@ def _dropped(removed: Any, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _repetition(config: Config, summary: Mapping[str, Any], domains: tuple[str, ...]) -> dict[str, Any]:
+def _repetition(
+    config: Config, workdir: Workdir, store: TokenStore, summary: Mapping[str, Any]
+) -> dict[str, Any]:
     """How often each arm would repeat each domain in its training tokens; `error` where it cannot be trained."""
     tokens = config.final.steps * config.final.batch_rows * config.final.model.context
     try:
-        runs = weights.mixtures(config, summary, domains)
-    except ValueError as error:
+        runs = weights.mixtures(config, summary, store.domains, weights.finder(config, workdir, store))
+    except (ValueError, ArtifactMissing) as error:
         return {"tokens": tokens, "arms": {}, "error": str(error)}
     arms = {
         arm: {"epochs": epochs, "words": weights.repetition(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}

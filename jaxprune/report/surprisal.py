@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from jaxprune.data.tokenizer import Encoder
 from jaxprune.model.loss import next_token_nll
-from jaxprune.model.sharding import BATCH, ROWS
+from jaxprune.model.sharding import BATCH, ROWS, everywhere, put
 from jaxprune.progress import Meter
 from jaxprune.prune.score import Scorer
 from jaxprune.prune.windows import batches, cut
@@ -89,13 +88,12 @@ def token_nats(
     windows = type(windows)(**{name: values[wanted_W] for name, values in vars(windows).items()})
     before_W = before_W[wanted_W]
     step = functools.partial(_step(scorer.graphdef), scorer.params)
-    sharding = NamedSharding(scorer.mesh, BATCH)
     parts = int(np.prod([scorer.mesh.shape[axis] for axis in ROWS]))
     with jax.set_mesh(scorer.mesh):
         for batch in batches(
             tokens, windows, context=scorer.context, batch_tokens=scorer.batch_tokens, parts=parts
         ):
-            nll_BT = np.asarray(step(jax.device_put(batch.tokens_BS, sharding)))
+            nll_BT = np.asarray(everywhere(step(put(batch.tokens_BS, scorer.mesh, BATCH))))
             for window, nll_T in zip(batch.window_W.tolist(), nll_BT, strict=False):
                 start, length = windows.start_W[window], windows.length_W[window]
                 place = before_W[window]

@@ -29,7 +29,8 @@ def test_derivatives_are_those_of_the_curve(case):
     h = 1e-6
     numeric = np.stack(
         [
-            (form.curve(theta + h * e, points).log_loss_N - form.curve(theta - h * e, points).log_loss_N) / (2 * h)
+            (form.curve(theta + h * e, points).log_loss_N - form.curve(theta - h * e, points).log_loss_N)
+            / (2 * h)
             for e in np.eye(len(theta))
         ],
         axis=1,
@@ -86,14 +87,18 @@ def test_bimix_without_the_domain_needs_a_floor():
 def test_bimix_of_a_target_that_is_no_domain_takes_the_one_that_explains_it():
     table, _ = planted("bimix", 0.0)
     other = MixtureTable.from_arrays(table.weights_RK, table.loss_RE, tokens_R=table.tokens_R, run_R=table.run_R, domains=DOMAINS, targets=["manuals"])  # fmt: skip
-    np.testing.assert_allclose(BiMix().fit(other).predict(held_out()), BiMix().fit(table).predict(held_out()), rtol=1e-6)
+    np.testing.assert_allclose(
+        BiMix().fit(other).predict(held_out()), BiMix().fit(table).predict(held_out()), rtol=1e-6
+    )
     with pytest.raises(ValueError, match="shall depend on prose, but the domains are code, books, web"):
         BiMix(own={"manuals": "prose"}).fit(other)
 
 
 def test_one_proportion_only_leaves_its_exponent_untold():
     weights = np.array([[0.5, 0.2, 0.3], [0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4]])
-    table = MixtureTable.from_arrays(weights, np.array([[2.0], [2.001], [1.999], [2.0]]), domains=DOMAINS, targets=["code"])
+    table = MixtureTable.from_arrays(
+        weights, np.array([[2.0], [2.001], [1.999], [2.0]]), domains=DOMAINS, targets=["code"]
+    )
     assert any("cannot tell the coefficients apart" in note for note in BiMix().fit(table).notes)
 
 
@@ -121,17 +126,24 @@ def test_what_was_not_measured_does_not_count():
     loss[::3, 1] = np.nan
     both = MixtureTable.from_arrays(table.weights_RK, loss, domains=DOMAINS, targets=["code", "web"])
     alone = MixtureTable.from_arrays(
-        np.delete(table.weights_RK, np.s_[::3], 0), np.delete(loss[:, :1], np.s_[::3], 0), domains=DOMAINS, targets=["web"]
+        np.delete(table.weights_RK, np.s_[::3], 0),
+        np.delete(loss[:, :1], np.s_[::3], 0),
+        domains=DOMAINS,
+        targets=["web"],
     )
     law = Exponential()
-    np.testing.assert_allclose(law.fit(both).predict(held_out())[:, 1], law.fit(alone).predict(held_out())[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        law.fit(both).predict(held_out())[:, 1], law.fit(alone).predict(held_out())[:, 0], rtol=1e-6
+    )
 
 
 def test_the_process_takes_over_what_a_law_misses_and_leaves_noise_alone():
     table, _ = planted("reciprocal", NOISE)
     truth = Reciprocal().fit(planted("reciprocal", 0.0)[0]).predict(held_out())
     plain, corrected = BiMix(floor=True), Corrected(law=BiMix(floor=True))
-    error, corrected_error = (np.abs(law.fit(table).predict(held_out()) - truth).mean() for law in (plain, corrected))
+    error, corrected_error = (
+        np.abs(law.fit(table).predict(held_out()) - truth).mean() for law in (plain, corrected)
+    )
     assert corrected_error < error / 2
     exact = Corrected(law=Reciprocal()).fit(table).predict(held_out())
     np.testing.assert_allclose(exact, Reciprocal().fit(table).predict(held_out()), atol=2 * NOISE)
@@ -156,7 +168,9 @@ def test_the_combination_is_no_worse_than_its_best_member_by_more_than_noise():
 
 def test_gaussian_process_passes_through_what_it_was_given_without_noise():
     table, _ = planted("exponential", 0.0)
-    np.testing.assert_allclose(GaussianProcess().fit(table).predict(table.weights_RK), table.loss_RE, rtol=1e-3)
+    np.testing.assert_allclose(
+        GaussianProcess().fit(table).predict(table.weights_RK), table.loss_RE, rtol=1e-3
+    )
 
 
 def test_a_law_of_one_number_of_tokens_refuses_another():
@@ -176,7 +190,9 @@ def test_power_laws_extrapolate_each_run():
     weights = np.repeat(np.array([[0.2, 0.8], [0.6, 0.4]]), 9, axis=0)
     floor = np.repeat([2.0, 2.5], 9)
     loss = floor + 0.5 * np.tile(tokens, 2) ** -0.5
-    table = MixtureTable.from_arrays(weights, loss[:, None], tokens_R=np.tile(tokens, 2), run_R=np.repeat([0, 1], 9))
+    table = MixtureTable.from_arrays(
+        weights, loss[:, None], tokens_R=np.tile(tokens, 2), run_R=np.repeat([0, 1], 9)
+    )
     ends = along_tokens(table, 4.0)
     np.testing.assert_allclose(ends.loss_RE[:, 0], [2.25, 2.75], atol=1e-4)
     with pytest.raises(ValueError, match="no run has 4 checkpoints"):
@@ -186,7 +202,9 @@ def test_power_laws_extrapolate_each_run():
 def test_power_laws_extrapolate_sizes_of_common_mixtures():
     weights = np.array([[0.2, 0.8], [0.6, 0.4]])
     tables = [
-        MixtureTable.from_arrays(weights, np.array([[2.0], [2.5]]) + 0.5 * size**-0.3, params_R=np.full(2, size))
+        MixtureTable.from_arrays(
+            weights, np.array([[2.0], [2.5]]) + 0.5 * size**-0.3, params_R=np.full(2, size)
+        )
         for size in (0.25, 0.5, 1.0)
     ]
     larger = along_params(tables, 4.0)

@@ -47,7 +47,9 @@ def test_bimix_has_its_closed_form():
     np.testing.assert_allclose(best, by_slsqp(fitted, np.full(3, 1 / 3)), atol=1e-4)
 
 
-@pytest.mark.parametrize("law", [Exponential(), Reciprocal(), GaussianProcess(), BiMix(floor=True)], ids=lambda law: law.name)
+@pytest.mark.parametrize(
+    "law", [Exponential(), Reciprocal(), GaussianProcess(), BiMix(floor=True)], ids=lambda law: law.name
+)
 def test_other_laws_agree_with_another_solver(law):
     fitted = law.fit(own_proportion_table())
     best = fitted.optimum(extrapolate=True)
@@ -100,7 +102,9 @@ def test_stays_in_the_range_of_the_runs_unless_asked():
     assert (inside <= weights.max(axis=0) + 1e-9).all() and (inside >= weights.min(axis=0) - 1e-9).all()
     outside = fitted.optimum(extrapolate=True)
     assert outside.weights["code"] > weights[:, 0].max() + 0.05
-    assert any("the optimum mixture is outside the range of the runs in code" in note for note in outside.notes)
+    assert any(
+        "the optimum mixture is outside the range of the runs in code" in note for note in outside.notes
+    )
 
 
 def test_a_second_law_is_heard():
@@ -124,7 +128,9 @@ def test_the_divergence_draws_to_the_natural_mixture():
         for kl in (0.0, 0.05, 1.0, 100.0)
     ]
     assert distance[0] > distance[1] > distance[2] > distance[3] and distance[3] < 0.01
-    np.testing.assert_allclose(weights_of(fitted.optimum(natural=natural)), weights_of(fitted.optimum(natural=natural, kl=0.05)))
+    np.testing.assert_allclose(
+        weights_of(fitted.optimum(natural=natural)), weights_of(fitted.optimum(natural=natural, kl=0.05))
+    )
 
 
 def test_more_of_a_domain_that_does_not_help_is_not_bought():

@@ -15,8 +15,12 @@ def table_of(tmp_path, *rows: str) -> MixtureTable:
 
 
 def test_reads_a_file_as_it_is(tmp_path):
-    table = table_of(tmp_path, "a,10,1,100,0.25,0.75,2.5,3.5", "a,10,2,200,0.25,0.75,2.25,", "b,10,,100,0.5,0.5,2,3")
-    assert table.domains == table.targets == ("code", "web") and table.runs == ("a", "b") and table.notes == ()
+    table = table_of(
+        tmp_path, "a,10,1,100,0.25,0.75,2.5,3.5", "a,10,2,200,0.25,0.75,2.25,", "b,10,,100,0.5,0.5,2,3"
+    )
+    assert (
+        table.domains == table.targets == ("code", "web") and table.runs == ("a", "b") and table.notes == ()
+    )
     np.testing.assert_array_equal(table.tokens_R, [100, 200, 100])
     np.testing.assert_array_equal(table.loss_RE, [[2.5, 3.5], [2.25, np.nan], [2, 3]])
     np.testing.assert_array_equal(table.params_R, 10)
@@ -87,7 +91,9 @@ def test_the_end_is_where_most_runs_are():
     tokens = np.array([1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 5])
     run = np.repeat(np.arange(5), 3)
     weights = np.repeat(np.linspace(0.1, 0.9, 5), 3)
-    table = MixtureTable.from_arrays(np.stack([weights, 1 - weights], 1), np.ones((15, 1)), tokens_R=tokens, run_R=run)
+    table = MixtureTable.from_arrays(
+        np.stack([weights, 1 - weights], 1), np.ones((15, 1)), tokens_R=tokens, run_R=run
+    )
     assert set(table.end().tokens_R) == {3} and len(table.end()) == 4
     assert set(table.last().tokens_R) == {3, 5} and len(table.last()) == 5
     with pytest.raises(ValueError, match="share no number of tokens"):
@@ -98,7 +104,10 @@ def test_thinning_keeps_the_last_checkpoint_of_every_run():
     tokens = np.tile(np.arange(1, 11), 4)
     weights = np.repeat(np.linspace(0.1, 0.9, 4), 10)
     table = MixtureTable.from_arrays(
-        np.stack([weights, 1 - weights], 1), np.ones((40, 1)), tokens_R=tokens, run_R=np.repeat(np.arange(4), 10)
+        np.stack([weights, 1 - weights], 1),
+        np.ones((40, 1)),
+        tokens_R=tokens,
+        run_R=np.repeat(np.arange(4), 10),
     )
     thin = table.thinned(12)
     assert len(thin) == 12 and thin.runs == table.runs and set(thin.last().tokens_R) == {10}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
+from jaxprune.mix.laws.autoscale import AutoScale
 from jaxprune.mix.laws.bimix import BiMix
 from jaxprune.mix.laws.corrected import Corrected
 from jaxprune.mix.laws.exponential import Exponential
@@ -25,6 +26,7 @@ from jaxprune.mix.table import MixtureTable
 MEMBERS: tuple[Law, ...] = (
     Corrected(law=BiMix(floor=True)),
     Corrected(law=Exponential()),
+    Corrected(law=AutoScale()),
     Corrected(law=Reciprocal()),
     GaussianProcess(),
 )

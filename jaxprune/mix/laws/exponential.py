@@ -32,7 +32,7 @@ class Exponential(ParametricLaw):
 
     name = "exponential"
     source = "2403.16952"
-    prior_sd: float = 1.5
+    prior_sd: float = 10.0
 
     def forms(self, table: MixtureTable) -> list[Form]:
         return [ExponentialForm.of(table.domains, varies(table.tokens_R), self.prior_sd)]

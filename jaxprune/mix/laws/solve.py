@@ -17,7 +17,8 @@ from scipy.optimize import least_squares
 Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """theta_P -> residuals [N] and their Jacobian [N, P]."""
 
-_TOLERANCE = 1e-10
+_TOLERANCE = 1e-8
+_MOST_STEPS = 100  # in a valley that the data leave flat, more of them change coefficients and no prediction
 _AT_BOUND = 1e-6  # of the distance between the bounds
 
 
@@ -75,7 +76,7 @@ def solve(
             xtol=_TOLERANCE,
             ftol=_TOLERANCE,
             gtol=_TOLERANCE,
-            max_nfev=300,
+            max_nfev=_MOST_STEPS,
         )
         if best is None or found.cost < best[0]:
             best = found.cost, found.x
