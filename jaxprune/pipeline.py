@@ -47,6 +47,10 @@ def _check_devices(config: Config) -> None:
             layout.check(getattr(config, name), mesh)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    if config.mix.method == "law":
+        from jaxprune.mix import swarm
+
+        swarm.check(config)
 
 
 def _check_scoring(config: Config) -> None:

@@ -11,6 +11,8 @@ from jaxprune.config.model import Model
 from jaxprune.config.run import Run
 from jaxprune.config.select import Arm
 
+MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+
 LawName = Literal["combined", "bimix", "bimix_floor", "exponential", "loglinear", "reciprocal", "joint", "autoscale",
                   "trees", "linear", "gaussian_process"]  # fmt: skip
 

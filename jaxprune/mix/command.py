@@ -15,10 +15,12 @@ from rich.table import Table
 
 from jaxprune.artifact import Workdir, require, write_json
 from jaxprune.config import Config
+from jaxprune.config.mix import MANY_EPOCHS
 from jaxprune.data.store import TokenStore
 from jaxprune.mix.compare import Comparison, Errors, compare
 from jaxprune.mix.laws import LAWS, FittedLaw
-from jaxprune.mix.optimum import MANY_EPOCHS, Optimum
+from jaxprune.mix.laws.parametric import FittedParametric, ParametricLaw
+from jaxprune.mix.optimum import Optimum
 from jaxprune.mix.table import MixtureTable
 from jaxprune.mix.weights import kept_tokens
 from jaxprune.progress import say
@@ -54,7 +56,8 @@ def main(command: str, arguments: Sequence[str], description: str) -> int:
 
 def _fit(options: argparse.Namespace, source: Source) -> dict[str, Any]:
     _say_size(source.table)
-    fitted = _fitted(options.law, source.table)
+    along = isinstance(LAWS[options.law], ParametricLaw)
+    fitted = _fitted(options.law, source.table if along else source.table.end())
     coefficients = fitted.coefficients(n_resamples=options.resamples)
     table = Table(
         "target", "coefficient", "value", "95 % interval", title=f"{options.law} ({fitted.law.source})"
@@ -70,12 +73,31 @@ def _fit(options: argparse.Namespace, source: Source) -> dict[str, Any]:
         "law": options.law,
         "coefficients": [_plain(dataclasses.asdict(one)) for one in coefficients],
         "notes": list(fitted.notes),
+        "fits": _diagnosed(fitted),
+    }
+
+
+def _diagnosed(fitted: FittedLaw) -> dict[str, Any]:
+    """What is to be known of the fit of each target."""
+    if not isinstance(fitted, FittedParametric):
+        return {}
+    return {
+        target: {
+            "huber_delta": fitted.law.delta,
+            "cost": fit.solution.cost,
+            "rows_left_out": fit.n_dropped,
+            "condition": fit.solution.condition if np.isfinite(fit.solution.condition) else None,
+        }
+        for target, fit in zip(fitted.targets, fitted.fits, strict=True)
     }
 
 
 def _optimum(options: argparse.Namespace, source: Source) -> dict[str, Any]:
-    fitted = _fitted(options.law, source.table)
-    second = _fitted(options.second, source.table) if options.second != "none" else None
+    second_name = options.second or ("exponential" if options.law == "reciprocal" else "reciprocal")
+    # At the end of the runs laws predict best; only other tokens than theirs need the way there.
+    table = source.table if options.tokens is not None or options.law == "joint" else source.table.end()
+    fitted = _fitted(options.law, table)
+    second = _fitted(second_name, table) if second_name != "none" else None
     natural = _pairs(options.natural, "--natural") or source.kept
     bounds = {
         "second": second,
@@ -117,6 +139,7 @@ def _say_size(table: MixtureTable) -> None:
 
 
 def _fitted(name: str, table: MixtureTable) -> FittedLaw:
+    say(f"{name}: fitting {len(table)} rows")
     fitted = LAWS[name].fit(table)
     for note in fitted.notes:
         say(f"{name}: {note}")
@@ -126,13 +149,13 @@ def _fitted(name: str, table: MixtureTable) -> FittedLaw:
 def _source(name: str, workdir: str | None) -> Source:
     """A table file, or the table of a config's swarm with what the config knows."""
     if not name.endswith(".py"):
-        return Source(MixtureTable.read(name), None, None)
+        return Source(MixtureTable.read(name).informative(), None, None)
     config = load(name, [])
     place = Workdir(Path(workdir or Path("runs") / config.name))
     require(place.table, f"jaxprune mix swarm {name}")
-    return Source(
-        MixtureTable.read(place.table / "table.csv"), _kept(config, place), float(config.final.trained_tokens)
-    )
+    table = MixtureTable.read(place.table / "table.csv").informative()
+    kept = {domain: tokens for domain, tokens in _kept(config, place).items() if domain in table.domains}
+    return Source(table, kept, float(config.final.trained_tokens))
 
 
 def _kept(config: Config, workdir: Workdir) -> dict[str, float]:
@@ -241,9 +264,10 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_optimum(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--law", choices=list(LAWS), default="combined", help="default: combined")
+    of_mixtures = [name for name in LAWS if name != "power"]
+    parser.add_argument("--law", choices=of_mixtures, default="combined", help="default: combined")
     parser.add_argument(
-        "--second", choices=["none", *LAWS], default="reciprocal", help="law that is asked too (reciprocal)"
+        "--second", choices=["none", *of_mixtures], help="law that is asked too (reciprocal, or exponential)"
     )
     parser.add_argument(
         "--tokens",

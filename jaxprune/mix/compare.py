@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from jaxprune.mix.laws.law import FittedLaw, Law
+from jaxprune.mix.laws.law import POLE, FittedLaw, Law, varies
 from jaxprune.mix.laws.nested import power_at
+from jaxprune.mix.laws.parametric import ParametricLaw
 from jaxprune.mix.table import MixtureTable
 
 _RESAMPLES = 200
@@ -45,7 +46,7 @@ class Comparison:
       n_fitted, n_held_out: mixtures.
       tokens: at which mixtures are compared.
       at_end: law -> errors across held-out mixtures at these tokens, of a fit to the other mixtures there.
-      along: law -> errors over all checkpoints of held-out mixtures, of a fit to all checkpoints of the others; mostly
+      along: law with coefficients -> errors over all checkpoints of held-out mixtures, of a fit to all checkpoints of the others; mostly
         the common fall of the loss. Empty where tokens do not vary.
       last: errors of each run's last checkpoint, of a power law of those before it; None where there are too few.
       failed: law -> why it could not be fitted.
@@ -89,7 +90,7 @@ def compare(table: MixtureTable, laws: Mapping[str, Law], held_out: MixtureTable
     for name, law in laws.items():
         try:
             at_end[name] = errors(law.fit(end), held_out_end)
-            if np.ptp(fit_table.tokens_R) > 0:
+            if isinstance(law, ParametricLaw) and varies(fit_table.tokens_R):
                 along[name] = errors(law.fit(fit_table), held_out)
         except ValueError as error:
             failed[name] = str(error)
@@ -106,8 +107,9 @@ def compare(table: MixtureTable, laws: Mapping[str, Law], held_out: MixtureTable
 
 
 def errors(fitted: FittedLaw, held_out: MixtureTable) -> Errors:
-    """Errors of a fitted law on the rows of another table."""
+    """Errors of a fitted law on the rows of another table; rows at a pole of the law do not count."""
     predicted_NE = fitted.predict(held_out.weights_RK, held_out.tokens_R, held_out.params_R)
+    predicted_NE = np.where(predicted_NE < POLE, predicted_NE, np.nan)
     return _errors(predicted_NE, held_out.loss_RE, held_out.weights_RK)
 
 
@@ -141,11 +143,17 @@ def _errors(predicted_NE: np.ndarray, true_NE: np.ndarray, weights_NK: np.ndarra
         [np.nanmean(relative_NE[mixture_N.ravel() == m]) for m in range(mixture_N.max() + 1)]
     )
     draws_B = np.random.default_rng(0).integers(len(by_mixture), size=(_RESAMPLES, len(by_mixture)))
-    low, high = np.nanquantile(np.nanmean(by_mixture[draws_B], axis=1), [0.025, 0.975])
+    low, high = np.quantile(by_mixture[draws_B].mean(axis=1), [0.025, 0.975])
     return Errors(
         r2_E=np.array(r2),
-        error_E=np.nanmean(relative_NE, axis=0),
+        error_E=np.array([_mean(relative_N) for relative_N in relative_NE.T]),
         rank_E=np.array(rank),
         error_low=float(low),
         error_high=float(high),
     )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what is finite; NaN of nothing."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")

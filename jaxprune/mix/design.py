@@ -8,6 +8,8 @@ Legend: R runs, K domains, M candidates, S steps of a lattice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxprune.mix import caps
@@ -17,13 +19,11 @@ _ROUNDS = 100  # of draws, after which too few mixtures are distinct and under t
 _LATTICE = 1 << 14  # steps of a proportion in the exponential grid
 _CONCENTRATIONS = (0.25, 4.0)  # of maximin's candidates, by domain; 1 is the flat distribution
 _ROUNDING = 1e-9  # two mixtures that are nearer are one
-_RUNS = {  # by law, for K domains
-    "bimix": lambda n_domains: max(4, n_domains + 1),
-    "dml": lambda n_domains: 3 * (n_domains + 1),
-    "recip": lambda n_domains: 3 * (n_domains + 1),
-    "dmljoint": lambda n_domains: 3 * (n_domains + 1),
-    "recipadd": lambda n_domains: 3 * (n_domains + 1),
-    "lightgbm": lambda n_domains: max(128, 3 * (n_domains + 1)),
+_ACROSS = ("combined", "exponential", "loglinear", "reciprocal", "joint", "gaussian_process", "linear")
+_RUNS: dict[str, Callable[[int], int]] = {
+    **dict.fromkeys(("bimix", "bimix_floor", "autoscale"), lambda k: max(k + 1, 4)),
+    **dict.fromkeys(_ACROSS, lambda k: 3 * (k + 1)),
+    "trees": lambda k: 128,
 }
 
 
@@ -214,14 +214,14 @@ def recommended_runs(n_domains: int, law: str) -> int:
 
     - bimix, where a domain's loss depends on its own proportion only: 25 runs for 17 domains (RegMix) gave
       .78 to .81, which 512 do not surpass (.815); 4 runs for 7 domains (SlimPajama) .41. Domains + 1, at least 4.
-    - dml and recip, with coefficients for each pair of domains: .13 and .58 from 25 runs for 17 domains, above .95
-      from 16 for 7; near as many runs as parameters recip is unstable (.92, .69, .95 from 8, 12, 16).
-      3 x (domains + 1), as Olmix (arXiv 2602.12237) found; dmljoint and recipadd have the same terms.
-    - lightgbm, RegMix's trees: need over 100 runs (over 118 in Olmix), and gave .981 from 512. 128.
+    - exponential and reciprocal, with coefficients for each pair of domains: .13 and .58 from 25 runs for 17 domains,
+      above .95 from 16 for 7. 3 x (domains + 1), as Olmix (arXiv 2602.12237) found, and for what combines them.
+    - autoscale: .93 from 8 runs for 7 domains; as few as bimix.
+    - trees, RegMix's: need over 100 runs (over 118 in Olmix), and gave .981 from 512. 128.
 
     Args:
       n_domains: K.
-      law: name of the law.
+      law: its name in `jaxprune.mix.laws.LAWS`.
 
     Raises:
       ValueError: fewer than 2 domains, or a law that is not known.

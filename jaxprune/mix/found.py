@@ -13,69 +13,83 @@ import numpy as np
 
 from jaxprune.artifact import Workdir, require
 from jaxprune.config import Config
+from jaxprune.config.mix import MANY_EPOCHS
 from jaxprune.data.store import TokenStore
-from jaxprune.mix.entropy import entropies
+from jaxprune.mix.entropy import Entropies, entropies
 from jaxprune.mix.laws import LAWS
-from jaxprune.mix.optimum import MANY_EPOCHS
 from jaxprune.mix.table import MixtureTable
 from jaxprune.progress import say
 
-Find = Callable[[np.ndarray, Mapping[str, int]], tuple[dict[str, float], dict[str, Any]]]
-"""Documents of a selection (numbers) and the tokens that it keeps of each domain -> weights that sum to one, and how
-they were found, as plain data."""
+Find = Callable[[np.ndarray, Mapping[str, int], Mapping[str, int]], tuple[dict[str, float], dict[str, Any]]]
+"""Documents of a selection (numbers), its kept tokens of each domain, and the tokens that an epoch of each draws ->
+weights of all domains that sum to one, and how they were found, as plain data."""
 
 _MOST_TOKENS = 10_000_000  # of a domain, that its entropies are counted in
+_FEW_TOKENS = 100_000  # of a domain, below which its entropies say little of it
+_FEW_DOCUMENTS = 30  # likewise, for the entropy of documents
 
 
 def by_law(config: Config, workdir: Workdir) -> Find:
-    """The optimum of `mix.law`, fitted to the table of the swarm.
+    """The optimum of `mix.law`, fitted to the end of the swarm's runs; of `joint`, whose optimum moves with scale, to all
+    checkpoints.
 
     Raises:
       ArtifactMissing: there is no table yet.
       ValueError: the law cannot be fitted to it; the bounds leave no mixture.
     """
     require(workdir.table, "jaxprune mix swarm CONFIG")
-    table = MixtureTable.read(workdir.table / "table.csv")
+    table = MixtureTable.read(workdir.table / "table.csv").informative()
+    for note in table.notes:
+        say(f"mix: {note}")
+    table = table if config.mix.law == "joint" else table.end()
     fitted, second = LAWS[config.mix.law].fit(table), LAWS[config.mix.second].fit(table)
     known: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
 
-    def find(documents: np.ndarray, kept: Mapping[str, int]) -> tuple[dict[str, float], dict[str, Any]]:
-        key = str(sorted(kept.items()))
+    def find(
+        documents: np.ndarray, kept: Mapping[str, int], drawn: Mapping[str, int]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        key = str((sorted(kept.items()), sorted(drawn.items())))
         if key not in known:
             best = fitted.optimum(
                 second=second,
-                natural=kept,
-                available=kept,
+                natural={name: kept[name] for name in table.domains},
+                available={name: drawn[name] for name in table.domains},
                 epochs=config.mix.max_epochs or MANY_EPOCHS,
                 tokens=float(config.final.trained_tokens),
                 extrapolate=config.mix.extrapolate,
             )
             for note in best.notes:
                 say(f"mix: {note}")
-            known[key] = best.weights, dataclasses.asdict(best)
+            known[key] = {name: best.weights.get(name, 0.0) for name in kept}, dataclasses.asdict(best)
         return known[key]
 
     return find
 
 
 def by_entropy(config: Config, store: TokenStore) -> Find:
-    """exp(H) / sum exp(H) of `mix.entropy` (BiMix, 2405.14908, section 4), each domain's counted in as many tokens."""
+    """exp(H) / sum exp(H) of `mix.entropy` (BiMix, 2405.14908, section 4).
 
-    def find(documents: np.ndarray, kept: Mapping[str, int]) -> tuple[dict[str, float], dict[str, Any]]:
-        least = min(tokens for tokens in kept.values() if tokens)
-        of_domain = [
-            int((store.domain_N[documents] == k).sum()) for k, name in enumerate(store.domains) if kept[name]
-        ]
-        found = entropies(
-            store,
-            documents,
-            max_tokens=min(least, _MOST_TOKENS),
-            max_documents=min(of_domain),
-            seed=config.seed,
-        )
-        weights = found.proportions(config.mix.entropy)
-        weights = {name: weights.get(name, 0.0) if kept[name] else 0.0 for name in store.domains}
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}, {"entropy": config.mix.entropy}
+    All domains that can be drawn from are measured in as many tokens, or documents, as the smallest of them has.
+    """
+    known: dict[bytes, Entropies] = {}
+
+    def find(
+        documents: np.ndarray, kept: Mapping[str, int], drawn: Mapping[str, int]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        mixed_K = np.array([drawn[name] > 0 for name in store.domains])
+        measured = documents[mixed_K[store.domain_N[documents]]]
+        n_documents_K = np.bincount(store.domain_N[measured], minlength=len(store.domains))
+        least = min(kept[name] for name, mixed in zip(store.domains, mixed_K, strict=True) if mixed)
+        fewest = int(n_documents_K[mixed_K].min())
+        if least < _FEW_TOKENS or fewest < _FEW_DOCUMENTS:
+            say(
+                f"mix: the smallest domain has {least:,} tokens in {fewest} documents, in which entropies say little: "
+                "leave it out, or use another mix.method"
+            )
+        if measured.tobytes() not in known:
+            known[measured.tobytes()] = entropies(
+                store, measured, max_tokens=min(least, _MOST_TOKENS), max_documents=fewest, seed=config.seed
+            )
+        return known[measured.tobytes()].proportions(config.mix.entropy), {"entropy": config.mix.entropy}
 
     return find

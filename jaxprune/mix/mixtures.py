@@ -37,7 +37,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     check_supply(config.swarm, mixed_K, cap_K)
     n_runs = config.swarm.runs
     if n_runs is None:
-        n_runs = recommended_runs(int(mixed_K.sum()), "recip")  # of the laws, one that looks across domains
+        n_runs = recommended_runs(int(mixed_K.sum()), config.mix.law)
 
     def make(folder: Path) -> dict[str, Any]:
         proxies.say_what_is_short(pool, domains, config.swarm.proxy.model.context)

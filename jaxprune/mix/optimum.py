@@ -11,14 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq, minimize
 
+from jaxprune.config.mix import MANY_EPOCHS
 from jaxprune.mix.laws.bimix import BiMixForm
-from jaxprune.mix.laws.law import FittedLaw
+from jaxprune.mix.laws.law import FittedLaw, varies
 from jaxprune.mix.laws.parametric import FittedParametric
+from jaxprune.mix.laws.trees import FittedTrees
+from jaxprune.mix.table import MixtureTable
 
-MANY_EPOCHS = 4.0  # up to which repeated data is nearly as good as new (Muennighoff et al., 2305.16264)
 _STEP = 1e-5  # of central differences in proportions
 _STARTS = 8
 _TINY = 1e-12
+_ROUNDING = 1e-9  # of sums of bounds
+_SAMPLES, _BEST = 20_000, 128  # of mixtures, where a law has no slopes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +31,10 @@ class Optimum:
 
     Attributes:
       weights: by domain.
-      loss: the objective that the law predicts for it, nats per token.
+      loss: the weighted mean loss that the law predicts for it, nats per token; what draws to the natural mixture is
+        not part of it.
       tokens: at which.
-      compared: name of a mixture (`optimum`, `natural`, `uniform`, `best observed`) -> name of a law -> objective.
+      compared: name of a mixture (`optimum`, `natural`, `uniform`, `best observed`) -> name of a law -> mean loss.
         A mixture outside the range of the runs is extrapolated.
       bounded: domain -> the bound that its weight stands at.
       notes: what to know before it is trusted, a line each.
@@ -81,6 +86,7 @@ def optimum(
       ValueError: a name is no domain or target, the bounds leave no mixture, or `kl` has no natural mixture.
     """
     table = fitted.table
+    _check(fitted, second, available, tokens, epochs)
     natural_K = _proportions(natural, fitted.domains, "natural")
     if kl > 0 and natural_K is None:
         raise ValueError(f"kl is {kl:g} but there is no natural mixture to stay near: give natural")
@@ -91,7 +97,8 @@ def optimum(
     problem = _Problem(fitted, share_E, None if tokens is None else planned, params, kl, natural_K)
     weights_K = _closed_form(problem, low_K, high_K)
     if weights_K is None:
-        weights_K = _descend(problem, low_K, high_K)
+        search = _sample if isinstance(fitted, FittedTrees) else _descend
+        weights_K = search(problem, low_K, high_K)
     mixtures = {"optimum": weights_K}
     if natural_K is not None:
         mixtures["natural"] = natural_K
@@ -142,6 +149,27 @@ class _Problem:
         return (values[: len(weights_K)] - values[len(weights_K) :]) / width_K
 
 
+def _check(
+    fitted: FittedLaw,
+    second: FittedLaw | None,
+    available: Mapping[str, float] | None,
+    tokens: float | None,
+    epochs: float,
+) -> None:
+    if second is not None:
+        if second.law.name == fitted.law.name:
+            raise ValueError(f"the second law is {second.law.name} too: ask a law of another kind, or none")
+        if (second.domains, second.targets) != (fitted.domains, fitted.targets):
+            raise ValueError("the second law was fitted to other domains or targets: fit both to one table")
+    if available and tokens is None and fitted.table.tokens_R.max() == 1:
+        raise ValueError(
+            "available is given, but the table has no tokens: give the tokens of the planned run"
+        )
+    for name, value in (("tokens", tokens), ("epochs", epochs)):
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{name} is {value:g}: give a finite number above 0")
+
+
 def _closed_form(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarray | None:
     """BiMix's optimum: r_i = (w_i alpha_i K_i / lambda)^(1 / (1 + alpha_i)), clipped, with the one lambda that makes
     them sum to one (the Lagrange conditions of 2405.14908, Eq. 16). None where it does not hold: another law, a domain
@@ -173,6 +201,8 @@ def _closed_form(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np
         with np.errstate(divide="ignore"):
             return np.clip(np.exp((np.log(gain_K) - log_multiplier) / (1 + alpha_K)), low_K, high_K)
 
+    if high_K.sum() <= 1 + _ROUNDING or low_K.sum() >= 1 - _ROUNDING:
+        return project(low_K, low_K, high_K)
     if at(-200.0).sum() < 1 or not gain_K.any():  # what remains goes to domains that no target depends on
         return None
     return at(float(brentq(lambda m: at(m).sum() - 1, -200.0, 200.0, xtol=1e-14)))  # pyright: ignore[reportArgumentType]
@@ -204,8 +234,29 @@ def _descend(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np.nda
     return best_K
 
 
+def _sample(problem: _Problem, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarray:
+    """The mean of the best of many mixtures, for laws of steps (RegMix, 2407.01492, section 3.4)."""
+    rng = np.random.default_rng(0)
+    observed_NK = problem.fitted.table.weights_RK
+    around_NK = observed_NK[rng.integers(len(observed_NK), size=_SAMPLES // 2)]
+    drawn_NK = np.concatenate(
+        [
+            rng.dirichlet(np.ones(len(low_K)), _SAMPLES - len(around_NK)),
+            rng.standard_gamma(30 * around_NK + 0.3),
+        ]
+    )
+    drawn_NK = drawn_NK / drawn_NK.sum(axis=1, keepdims=True)
+    inside_NK = np.stack([project(drawn_K, low_K, high_K) for drawn_K in drawn_NK])
+    best = np.argsort(problem(inside_NK), kind="stable")[:_BEST]
+    return inside_NK[best].mean(axis=0)
+
+
 def project(weights_K: np.ndarray, low_K: np.ndarray, high_K: np.ndarray) -> np.ndarray:
     """The nearest mixture within bounds: weights are shifted alike and clipped until they sum to one."""
+    if high_K.sum() <= 1 + _ROUNDING:
+        return high_K / high_K.sum()
+    if low_K.sum() >= 1 - _ROUNDING:
+        return low_K / low_K.sum()
     lowest, highest = (low_K - weights_K).min(), (high_K - weights_K).max()
     shift = brentq(
         lambda s: np.clip(weights_K + s, low_K, high_K).sum() - 1, lowest - 1, highest + 1, xtol=1e-15
@@ -229,19 +280,23 @@ def _bounds(
         reason += f" and the range of the {len(fitted.table.runs)} runs (extrapolate leaves it)"
     for name, value in (available or {}).items():
         k = _index(name, domains, "available")
+        if not value >= 0:
+            raise ValueError(f"available tokens of {name} are {value}: give a number, 0 or more")
         high_K[k] = min(high_K[k], epochs * value / tokens)
     low_K = np.minimum(low_K, high_K)  # what there is decides, even below what was tried
     for name, value in (floors or {}).items():
         k = _index(name, domains, "floors")
+        if not 0 <= value <= 1:
+            raise ValueError(f"the floor of {name} is {value}: give a proportion from 0 to 1")
         low_K[k] = max(low_K[k], value)
     crossed = [domains[k] for k in np.flatnonzero(low_K > high_K + _TINY)]
     if crossed:
         raise ValueError(
             f"{', '.join(crossed)}: the floor is above what {reason} allow: lower the floor, or allow more epochs"
         )
-    if low_K.sum() > 1 + 1e-9:
+    if low_K.sum() > 1 + _ROUNDING:
         raise ValueError(f"the least proportions of {reason} sum to {low_K.sum():.4g}, above one: lower them")
-    if high_K.sum() < 1 - 1e-9:
+    if high_K.sum() < 1 - _ROUNDING:
         raise ValueError(
             f"the most that {reason} allow sums to {high_K.sum():.4g}, below one: allow more epochs (now {epochs:g}), "
             "plan fewer tokens, or add data"
@@ -251,10 +306,18 @@ def _bounds(
 
 def _best_observed(fitted: FittedLaw, share_E: np.ndarray) -> np.ndarray:
     """The mixture of the run that measured best at the end; missing losses count as the law predicts them."""
-    end = fitted.table.end()
+    end = _ends(fitted.table)
     predicted_RE = fitted.predict(end.weights_RK, end.tokens_R, end.params_R)
     loss_RE = np.where(np.isfinite(end.loss_RE), end.loss_RE, predicted_RE)
     return end.weights_RK[int(np.argmin(loss_RE @ share_E))]
+
+
+def _ends(table: MixtureTable) -> MixtureTable:
+    """The rows at the tokens that most runs reached; where they share none, the last of each run."""
+    try:
+        return table.end()
+    except ValueError:
+        return table.last()
 
 
 def _mean_loss(law: FittedLaw, weights_K: np.ndarray, share_E: np.ndarray, problem: _Problem) -> float:
@@ -264,8 +327,8 @@ def _mean_loss(law: FittedLaw, weights_K: np.ndarray, share_E: np.ndarray, probl
 def _losses(law: FittedLaw, weights_NK: np.ndarray, problem: _Problem) -> np.ndarray:
     """Losses at the planned tokens and parameters; of a law that knows one number of them, there."""
     known = law.table
-    tokens = problem.tokens if np.ptp(known.tokens_R) > 0 else None
-    params = problem.params if np.ptp(known.params_R) > 0 else None
+    tokens = problem.tokens if varies(known.tokens_R) else None
+    params = problem.params if varies(known.params_R) else None
     return law.predict(weights_NK, tokens, params)
 
 
@@ -314,7 +377,7 @@ def _of_scale(fitted: FittedLaw, tokens: float | None) -> tuple[str, ...]:
     known_R = fitted.table.tokens_R
     if tokens is None or tokens == known_R.max():
         return ()
-    if np.ptp(known_R) == 0:
+    if not varies(known_R):
         return (
             f"the runs have {known_R.max():.3g} tokens and {tokens:.3g} are planned: the law takes the best mixture for the same",
         )

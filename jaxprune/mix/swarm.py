@@ -16,15 +16,17 @@ from typing import Any
 import jax
 
 from jaxprune import cluster
-from jaxprune.artifact import Manifest, Workdir, build, digest, read_manifest, require, wait_for
+from jaxprune.artifact import Manifest, StageError, Workdir, build, digest, read_manifest, require, wait_for
 from jaxprune.config import Config, identity
 from jaxprune.data.mixture import Stage
 from jaxprune.data.store import TokenStore
 from jaxprune.mix import mixtures, proxies
+from jaxprune.mix.laws.trees import lightgbm
 from jaxprune.model import flops
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
 from jaxprune.train import layout
+from jaxprune.train.log import Diverged
 from jaxprune.train.loop import fit
 from jaxprune.train.metrics import read
 from jaxprune.train.plan import Plan
@@ -47,14 +49,12 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     Raises:
       ArtifactMissing: there is no token store, no selection, or no design yet.
-      Interrupted, Diverged: as `loop.fit`.
+      Interrupted: as `loop.fit`.
+      StageError: every proxy diverged.
       ValueError: the proxies do not fit the devices.
     """
     design = require(workdir.design, "jaxprune mix design CONFIG")
-    try:
-        layout.check(config.swarm.proxy, make_mesh(config.mesh))
-    except ValueError as error:
-        raise ValueError(f"swarm.proxy: {error}") from error
+    check(config)
     swarm = proxies_of(config, workdir)
     together = config.swarm.together
     if cluster.size() > 1:
@@ -62,20 +62,36 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     elif together is None:
         together = 1 if jax.default_backend() == "cpu" else _TOGETHER
     train(swarm, workdir, together)
+    trained = [proxy for proxy in swarm if _is_made(proxy, workdir)]
+    if not trained:
+        raise StageError("mix swarm: every proxy diverged: lower swarm.proxy.optimizer.peak_lr")
 
     def make(folder: Path) -> dict[str, Any]:
         path = folder / "table.csv"
-        rows = table(swarm, workdir)
+        rows = table(trained, workdir)
         with path.open("w", newline="") as file:
             lines = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             lines.writeheader()
             lines.writerows(rows)
-        _show(swarm, rows, workdir)
-        return {"rows": len(rows), "runs": len(swarm), "params": "non-embedding"}
+        _show(trained, rows, workdir)
+        return {"rows": len(rows), "runs": len(trained), "params": "non-embedding"}
 
-    inputs = {"design": design.fingerprint, "proxies": digest([proxy.wanted.fingerprint for proxy in swarm])}
+    inputs = {
+        "design": design.fingerprint,
+        "proxies": digest([proxy.wanted.fingerprint for proxy in trained]),
+    }
     made = cluster.alone(lambda: build(workdir.table, "mix swarm", {}, inputs, make).fingerprint)
     return wait_for(workdir.table, made)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError: the proxies do not fit the devices, or the law that is to be fitted lacks its library."""
+    try:
+        layout.check(config.swarm.proxy, make_mesh(config.mesh))
+    except ValueError as error:
+        raise ValueError(f"swarm.proxy: {error}") from error
+    if "trees" in (config.mix.law, config.mix.second):
+        lightgbm()
 
 
 def proxies_of(config: Config, workdir: Workdir) -> list[Proxy]:
@@ -117,7 +133,8 @@ def proxies_of(config: Config, workdir: Workdir) -> list[Proxy]:
 
 
 def train(swarm: Sequence[Proxy], workdir: Workdir, together: int) -> None:
-    """Trains what is not trained yet, so many proxies at once; raises as `loop.fit`."""
+    """Trains what is not trained yet, so many proxies at once; one that diverges is passed over, and tried again by the
+    next call. Raises Interrupted as `loop.fit`."""
     if cluster.size() == 1:
         _hand_out_all(swarm, workdir)
     made = cluster.alone(lambda: [_is_made(proxy, workdir) for proxy in swarm])
@@ -127,19 +144,29 @@ def train(swarm: Sequence[Proxy], workdir: Workdir, together: int) -> None:
         say(f"mix swarm: {done} of {len(swarm)} proxies are trained already")
     for start in range(0, len(waiting), together):
         group = waiting[start : start + together]
-        if len(group) == 1:
-            [proxy] = group
-            say(f"mix swarm: proxy {done + start + 1} of {len(swarm)}")
-            build(
-                workdir.proxy(proxy.name),
-                proxy.plan.title,
-                proxy.wanted.settings,
-                proxy.wanted.inputs,
-                lambda folder, proxy=proxy: fit(proxy.plan, folder),
-            )
-        else:
+        if len(group) > 1:
             say(f"mix swarm: proxies {done + start + 1} to {done + start + len(group)} of {len(swarm)}")
-            _hand_out(_train_group(group, workdir), swarm, workdir)
+            try:
+                _hand_out(_train_group(group, workdir), swarm, workdir)
+                continue
+            except Diverged as error:
+                say(f"{error}; its group is trained one by one")
+        for proxy in group:
+            say(f"mix swarm: proxy {swarm.index(proxy) + 1} of {len(swarm)}")
+            try:
+                _train_one(proxy, workdir)
+            except Diverged as error:
+                say(f"{error}; it is left out of the table")
+
+
+def _train_one(proxy: Proxy, workdir: Workdir) -> None:
+    build(
+        workdir.proxy(proxy.name),
+        proxy.plan.title,
+        proxy.wanted.settings,
+        proxy.wanted.inputs,
+        lambda folder: fit(proxy.plan, folder),
+    )
 
 
 def _train_group(group: Sequence[Proxy], workdir: Workdir) -> Path:

@@ -72,6 +72,9 @@ class MixtureTable:
           ValueError: columns are missing or hold no numbers; or as `from_arrays`.
         """
         table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+        twice = [column for column in table.column_names if table.column_names.count(column) > 1]
+        if twice:
+            raise ValueError(f"{name} has two columns {twice[0]}: rename or delete one")
         domains = tuple(column[2:] for column in table.column_names if column.startswith("w_"))
         targets = tuple(column[5:] for column in table.column_names if column.startswith("loss_"))
         if not domains or not targets:
@@ -83,7 +86,12 @@ class MixtureTable:
             column: _numbers(table, column, name) for column in table.column_names if column != "run_id"
         }
         n_rows = table.num_rows
-        runs = table["run_id"].to_pylist() if "run_id" in table.column_names else list(range(n_rows))
+        runs: list[Any] = list(range(n_rows))
+        if "run_id" in table.column_names:
+            runs = table["run_id"].to_pylist()
+            if None in runs:
+                row = next(row for row, run in enumerate(runs) if run is None)
+                raise ValueError(f"{name}: row {row + 1} has no run_id: name its run")
         return cls.from_arrays(
             np.stack([numbers[f"w_{domain}"] for domain in domains], axis=1),
             np.stack([numbers[f"loss_{target}"] for target in targets], axis=1),
@@ -123,9 +131,20 @@ class MixtureTable:
                 f"{name}: weights of shape {weights_RK.shape} and losses of shape {loss_RE.shape} do not fit: give [R, K] and [R, E]"
             )
         n_rows, n_domains = weights_RK.shape
+        named = {
+            "domains": (domains, n_domains), "targets": (targets, loss_RE.shape[1]),
+            "tokens_R": (tokens_R, n_rows), "params_R": (params_R, n_rows), "run_R": (run_R, n_rows),
+        }  # fmt: skip
+        for what, (given, length) in named.items():
+            if given is not None and np.shape(given) != (length,):
+                raise ValueError(f"{name}: {what} has shape {np.shape(given)}: give {length}, one each")
         table = cls(
-            domains=tuple(domains or (f"domain{k}" for k in range(n_domains))),
-            targets=tuple(targets or (f"target{e}" for e in range(loss_RE.shape[1]))),
+            domains=tuple(f"domain{k}" for k in range(n_domains))
+            if domains is None
+            else tuple(map(str, domains)),
+            targets=tuple(f"target{e}" for e in range(loss_RE.shape[1]))
+            if targets is None
+            else tuple(map(str, targets)),
             run_R=np.array([str(run) for run in (range(n_rows) if run_R is None else run_R)], object),
             weights_RK=weights_RK,
             tokens_R=np.ones(n_rows) if tokens_R is None else np.array(tokens_R, float),
@@ -152,9 +171,37 @@ class MixtureTable:
         return tuple(dict.fromkeys(self.run_R.tolist()))
 
     @property
+    def mixture_R(self) -> np.ndarray:
+        """The mixture of each row, counted in their order: int [R]."""
+        return np.unique(self.weights_RK.round(6), axis=0, return_inverse=True)[1].ravel()
+
+    @property
     def n_mixtures(self) -> int:
         """Mixtures that differ."""
-        return len(np.unique(self.weights_RK.round(6), axis=0))
+        return int(self.mixture_R.max()) + 1
+
+    @property
+    def measured_E(self) -> np.ndarray:
+        """Targets of which any loss was measured: bool [E]."""
+        return np.asarray(np.isfinite(self.loss_RE).any(axis=0))
+
+    def chosen_targets(self, chosen_E: np.ndarray) -> MixtureTable:
+        """The targets of a mask."""
+        names = tuple(name for name, is_chosen in zip(self.targets, chosen_E, strict=True) if is_chosen)
+        return dataclasses.replace(self, targets=names, loss_RE=self.loss_RE[:, chosen_E])
+
+    def informative(self) -> MixtureTable:
+        """Without domains that no run draws from and targets that no run measured, which are named in the notes."""
+        mixed_K, measured_E = np.asarray((self.weights_RK > 0).any(axis=0)), self.measured_E
+        unmixed = [name for name, mixed in zip(self.domains, mixed_K, strict=True) if not mixed]
+        unmeasured = [name for name, measured in zip(self.targets, measured_E, strict=True) if not measured]
+        notes = [f"no run draws from {', '.join(unmixed)}"] if unmixed else []
+        notes += [f"no loss of {', '.join(unmeasured)} was measured"] if unmeasured else []
+        domains = tuple(name for name, mixed in zip(self.domains, mixed_K, strict=True) if mixed)
+        left = dataclasses.replace(
+            self, domains=domains, weights_RK=self.weights_RK[:, mixed_K], notes=(*self.notes, *notes)
+        )
+        return left.chosen_targets(measured_E)
 
     def last(self) -> MixtureTable:
         """The last checkpoint of each run."""
@@ -192,8 +239,7 @@ class MixtureTable:
 
         Whole mixtures are held out: checkpoints of one mixture in both would leak (and so would its second seed).
         """
-        _, mixture_R = np.unique(self.weights_RK.round(6), axis=0, return_inverse=True)
-        held_out_R = mixture_R.ravel() % of == place
+        held_out_R = self.mixture_R % of == place
         return self.rows(~held_out_R), self.rows(held_out_R)
 
 
@@ -271,7 +317,7 @@ def _without_repeats(table: MixtureTable, name: str) -> MixtureTable:
             for values in (table.weights_RK, table.loss_RE)
         ):
             raise ValueError(
-                f"{name}: run {key[0]} has two rows at {key[1]:g} tokens that differ: delete one, or rename its run"
+                f"{name}: run {key[0]} has two rows at {key[1]:g} tokens that differ: give their tokens, rename a run, or delete a row"
             )
     repeats = len(table) - len(kept)
     if not repeats:

@@ -16,13 +16,16 @@ import numpy as np
 
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Mix, identity
+from jaxprune.config.mix import MANY_EPOCHS
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
 
-Find = Callable[[str, Mapping[str, int]], tuple[dict[str, float], dict[str, Any]]]
-MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+Find = Callable[[str, Mapping[str, int], Mapping[str, int]], tuple[dict[str, float], dict[str, Any]]]
+"""A selection's name, its kept tokens of each domain, and the tokens that an epoch of each draws -> weights that sum to
+one, and how they were found."""
 _NAMED = 5  # domains in a line
+_ROUNDING = 1e-6  # of a weight that is at its cap
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
@@ -53,14 +56,18 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
 
 def finder(config: Config, workdir: Workdir, store: TokenStore) -> Find:
-    """Weights from the name of a selection and its kept tokens, by the method of the config."""
+    """Weights by the method of the config.
+
+    Raises:
+      ArtifactMissing, ValueError: as `found.by_law`.
+    """
     method = config.mix.method
     if method not in ("law", "entropy"):
-        return lambda _, kept: (proportions(config.mix, kept), {})
+        return lambda _, kept, drawn: (proportions(config.mix, kept), {})
     from jaxprune.mix import found  # laws and entropies take longer to import than most runs of this stage
 
     find = found.by_law(config, workdir) if method == "law" else found.by_entropy(config, store)
-    return lambda selection, kept: find(np.load(workdir.select / f"{selection}.npy"), kept)
+    return lambda selection, kept, drawn: find(np.load(workdir.select / f"{selection}.npy"), kept, drawn)
 
 
 def mixtures(
@@ -85,7 +92,8 @@ def mixtures(
         mixture = "pruned" if arm == "reweighted" else selection
         kept = kept_tokens(selections[selection], domains)
         rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
-        wanted, how = find(mixture, kept_tokens(selections[mixture], domains))
+        drawn = {domain: n * final.model.context for domain, n in rows.items()}
+        wanted, how = find(mixture, kept_tokens(selections[mixture], domains), drawn)
         weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
         runs[name] = {
             "selection": selection,
@@ -181,7 +189,7 @@ def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: s
       ValueError: a domain repeats more often than `max_epochs`.
     """
     for name, times in epochs.items():
-        if max_epochs is not None and times > max_epochs:
+        if max_epochs is not None and times > max_epochs * (1 + _ROUNDING):
             raise ValueError(
                 f"{title}: {name} would be repeated {times:.1f} times, and mix.max_epochs is {max_epochs:g}: "
                 "lower its weight, keep more of it, or lower final.tokens"

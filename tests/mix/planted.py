@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxprune.mix.laws import AutoScale, BiMix, Exponential, Law, Linear, LogLinear, Power, Reciprocal
-from jaxprune.mix.laws.parametric import ParametricLaw, points_of
+from jaxprune.mix.laws.parametric import ParametricLaw, Points, points_of
 from jaxprune.mix.table import MixtureTable
 
 CHECKPOINTS = np.array([0.25, 0.5, 0.75, 1.0]) * 1e9
@@ -47,6 +47,15 @@ def planted(case: str, noise: float, seed: int = 0) -> tuple[MixtureTable, dict[
     loss = np.exp(form.curve(np.array(theta), points_of(table, table)).log_loss_N)
     loss = loss + noise * rng.standard_normal(len(loss))
     return MixtureTable.from_arrays(weights, loss[:, None], **about), form.shown(np.array(theta, float))
+
+
+def truth(case: str, weights: np.ndarray) -> np.ndarray:
+    """The losses [N] behind a case, of other mixtures, at the most tokens."""
+    law, theta, _, _ = CASES[case]
+    table, _ = planted(case, 0.0)
+    [form] = law.forms(table)
+    zeros = np.zeros(len(weights))
+    return np.exp(form.curve(np.array(theta), Points(weights, zeros, zeros)).log_loss_N)
 
 
 def law_of(case: str) -> Law:

@@ -12,7 +12,7 @@ from jaxprune.artifact import ArtifactMissing, write_json
 from jaxprune.config import Mix
 from jaxprune.config.mix import LawName
 from jaxprune.data.store import TRAIN, TokenStore
-from jaxprune.mix import found
+from jaxprune.mix import found, weights
 from jaxprune.mix.entropy import entropies
 from jaxprune.mix.laws import LAWS
 
@@ -122,11 +122,11 @@ def test_a_final_run_gets_the_optimum_of_the_law(tmp_path):
     kept = dict.fromkeys(
         DOMAINS, by.final.trained_tokens
     )  # two epochs of each are twice the run: no cap binds
-    weights, how = found.by_law(by, workdir)(np.zeros(0, int), kept)
-    assert sum(weights.values()) == pytest.approx(1) and weights["a"] > weights["b"] > weights["c"]
+    wanted, how = found.by_law(by, workdir)(np.zeros(0, int), kept, kept)
+    assert sum(wanted.values()) == pytest.approx(1) and wanted["a"] > wanted["b"] > wanted["c"]
     assert how["law"] == "bimix" and "reciprocal" in how["compared"]["optimum"]
     scarce = kept | {"a": by.final.trained_tokens // 8}
-    assert found.by_law(by, workdir)(np.zeros(0, int), scarce)[0]["a"] == pytest.approx(0.25)
+    assert found.by_law(by, workdir)(np.zeros(0, int), scarce, scarce)[0]["a"] == pytest.approx(0.25)
 
 
 def test_a_final_run_gets_the_weights_of_entropy(tmp_path):
@@ -136,7 +136,47 @@ def test_a_final_run_gets_the_weights_of_entropy(tmp_path):
     by = config.__class__(**{**vars(config), "mix": Mix(method="entropy", entropy="shannon")})
     documents = store.documents(TRAIN)
     kept = {name: 1000 for name in DOMAINS}
-    weights, how = found.by_entropy(by, store)(documents, kept)
-    expected = entropies(store, documents, max_tokens=1000, seed=by.seed).proportions("shannon")
-    assert weights == pytest.approx(expected) and how == {"entropy": "shannon"}
-    assert found.by_entropy(by, store)(documents, kept | {"b": 0})[0]["b"] == 0
+    wanted, how = found.by_entropy(by, store)(documents, kept, kept)
+    fewest = int(np.bincount(store.domain_N[documents]).min())
+    expected = entropies(store, documents, max_tokens=1000, max_documents=fewest, seed=by.seed).proportions(
+        "shannon"
+    )
+    assert wanted == pytest.approx(expected) and how == {"entropy": "shannon"}
+    # A domain of less than a row is not mixed, and does not decide how much of the others is read.
+    tiny = found.by_entropy(by, store)(documents, kept | {"b": 7}, kept | {"b": 0})[0]
+    assert tiny["b"] == 0 and tiny["a"] / tiny["c"] == pytest.approx(wanted["a"] / wanted["c"], rel=0.05)
+
+
+def test_the_stage_takes_weights_at_their_cap(tmp_path):
+    """Two epochs of what an epoch draws, rows and not tokens, is what mix.max_epochs allows."""
+    workdir = prepare(tmp_path)
+    store = TokenStore(workdir.prepare / "tokens")
+    config = settings()
+    by = config.__class__(**{**vars(config), "mix": Mix(method="law", law="bimix", max_epochs=2)})
+    workdir.table.mkdir(parents=True)
+    write_table(workdir.table / "table.csv", DOMAINS)
+    write_json(workdir.table / "manifest.json", {"stage": "mix swarm", "settings": {}})
+    kept = {"a": by.final.trained_tokens // 8 + 5, "b": 10**6, "c": 10**6}
+    sizes = {name: {"after": {"tokens": n, "documents": 0}} for name, n in kept.items()}
+    workdir.select.mkdir()
+    np.save(workdir.select / "none.npy", store.documents(TRAIN))
+    write_json(workdir.select / "summary.json", {"none": {"domains": sizes}})
+    write_json(workdir.select / "manifest.json", {"stage": "select", "settings": {}})
+    weights.run(by, workdir)
+    made = json.loads((workdir.mix / "weights.json").read_text())["none-0"]
+    assert made["epochs"]["a"] == pytest.approx(2) and made["found"]["law"] == "bimix"
+
+
+def test_what_no_proxy_drew_or_measured_is_left_out(tmp_path):
+    workdir = prepare(tmp_path)
+    config = settings()
+    by = config.__class__(**{**vars(config), "mix": Mix(method="law", law="bimix")})
+    workdir.table.mkdir(parents=True)
+    path = workdir.table / "table.csv"
+    write_table(path, DOMAINS)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + ",w_d,loss_d", *(line + ",0," for line in lines[1:])]) + "\n")
+    write_json(workdir.table / "manifest.json", {"stage": "mix swarm", "settings": {}})
+    kept = dict.fromkeys((*DOMAINS, "d"), by.final.trained_tokens)
+    weights_of, _ = found.by_law(by, workdir)(np.zeros(0, int), kept, kept)
+    assert weights_of["d"] == 0 and sum(weights_of.values()) == pytest.approx(1)

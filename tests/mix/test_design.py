@@ -157,11 +157,11 @@ def test_maximin_keeps_the_floor_and_the_caps():
 
 
 def test_recommended_runs():
-    assert design.recommended_runs(7, "recip") == design.recommended_runs(7, "dml") == 24
-    assert design.recommended_runs(17, "bimix") < design.recommended_runs(17, "dml") == 54
-    assert design.recommended_runs(7, "lightgbm") > 100
-    with pytest.raises(ValueError, match=r"law is trees.*lightgbm"):
-        design.recommended_runs(7, "trees")
+    assert design.recommended_runs(7, "reciprocal") == design.recommended_runs(7, "combined") == 24
+    assert design.recommended_runs(17, "bimix") < design.recommended_runs(17, "exponential") == 54
+    assert design.recommended_runs(7, "trees") > 100
+    with pytest.raises(ValueError, match=r"law is forest.*trees"):
+        design.recommended_runs(7, "forest")
     with pytest.raises(ValueError, match="n_domains is 1"):
         design.recommended_runs(1, "bimix")
 

@@ -43,7 +43,7 @@ def test_bimix_has_its_closed_form():
     assert best.sum() == pytest.approx(1, abs=1e-12)
     # Lagrange: alpha_i K_i r_i^(-alpha_i - 1) is the same for all domains.
     marginal = ALPHA * GAIN * best ** (-ALPHA - 1)
-    np.testing.assert_allclose(marginal, marginal.mean(), rtol=1e-6)
+    np.testing.assert_allclose(marginal, marginal.mean(), rtol=1e-7)
     np.testing.assert_allclose(best, by_slsqp(fitted, np.full(3, 1 / 3)), atol=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_a_second_law_is_heard():
     fitted, second = BiMix(floor=True).fit(table), Reciprocal(prior_sd=(1.0, 10.0)).fit(table)
     found = fitted.optimum(second=second, natural={"code": 0.2, "books": 0.3, "web": 0.5})
     assert set(found.compared) == {"optimum", "natural", "uniform", "best observed"}
-    assert set(found.compared["optimum"]) == {"bimix", "reciprocal"}
+    assert set(found.compared["optimum"]) == {"bimix_floor", "reciprocal"}
     assert "no second law was asked" in fitted.optimum().notes
     # A law that has it the wrong way round is contradicted.
     wrong = MixtureTable.from_arrays(table.weights_RK, table.loss_RE.max() + table.loss_RE.min() - table.loss_RE, domains=DOMAINS, targets=["code"])  # fmt: skip
@@ -148,3 +148,56 @@ def test_projection_is_the_nearest_mixture_within_bounds():
     np.testing.assert_allclose(project(inside, low, high), inside, atol=1e-12)
     moved = project(np.array([2.0, -1.0, 0.3]), low, high)
     assert moved.sum() == pytest.approx(1) and (moved >= low - 1e-12).all() and (moved <= high + 1e-12).all()
+
+
+def test_two_laws_are_two():
+    table, _ = planted("reciprocal in tokens", 0.003)
+    first, second = Reciprocal().fit(table), Reciprocal(form="joint").fit(table)
+    found = first.optimum(second=second)
+    assert set(found.compared["uniform"]) == {"reciprocal", "joint"}
+    assert found.loss == pytest.approx(float(first.predict([list(found.weights.values())]).mean()))
+    with pytest.raises(ValueError, match="the second law is reciprocal too"):
+        first.optimum(second=Reciprocal().fit(table))
+    other = MixtureTable.from_arrays(table.weights_RK[:, ::-1], table.loss_RE, tokens_R=table.tokens_R, run_R=table.run_R, domains=DOMAINS[::-1], targets=["code"])  # fmt: skip
+    with pytest.raises(ValueError, match="fitted to other domains"):
+        first.optimum(second=Reciprocal(form="joint").fit(other))
+
+
+def test_runs_that_end_apart_have_an_optimum_too():
+    table = own_proportion_table()
+    apart = MixtureTable.from_arrays(table.weights_RK, table.loss_RE, tokens_R=np.linspace(1, 2, 30) * 1e9, domains=DOMAINS, targets=DOMAINS)  # fmt: skip
+    assert "best observed" in Reciprocal().fit(apart).optimum().compared
+
+
+def test_caps_need_tokens():
+    with pytest.raises(ValueError, match="give the tokens of the planned run"):
+        BiMix().fit(own_proportion_table()).optimum(available={"code": 10.0}, epochs=1)
+    with pytest.raises(ValueError, match="tokens is 0"):
+        BiMix().fit(own_proportion_table()).optimum(tokens=0.0)
+    with pytest.raises(ValueError, match="the floor of web is nan"):
+        BiMix().fit(own_proportion_table()).optimum(floors={"web": float("nan")})
+
+
+def test_bounds_that_leave_one_mixture_give_it():
+    cap = 1e9 / 3
+    only = (
+        Exponential()
+        .fit(own_proportion_table())
+        .optimum(available=dict.fromkeys(DOMAINS, cap), epochs=1, tokens=1e9, extrapolate=True)
+    )
+    np.testing.assert_allclose(weights_of(only), 1 / 3, rtol=1e-6)
+    closed = BiMix().fit(own_proportion_table()).optimum(floors=dict.fromkeys(DOMAINS, 1 / 3))
+    np.testing.assert_allclose(weights_of(closed), 1 / 3, rtol=1e-6)
+
+
+def test_trees_are_searched_by_samples():
+    pytest.importorskip("lightgbm")
+    from jaxprune.mix.laws import Trees
+
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(3), 200)
+    loss = 2 + (weights[:, :1] - 0.5) ** 2
+    fitted = Trees(learning_rate=0.1, rounds=200).fit(
+        MixtureTable.from_arrays(weights, loss, domains=DOMAINS)
+    )
+    assert fitted.optimum().weights["code"] == pytest.approx(0.5, abs=0.05)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points, varies
+from jaxprune.mix.laws.law import varies
+from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points
 from jaxprune.mix.table import MixtureTable
 
 _SPREAD = 0.01  # of log proportions, below which their exponent is not told
@@ -30,10 +31,13 @@ class BiMix(ParametricLaw):
         there is none, on the one that explains them best.
     """
 
-    name = "bimix"
     source = "2405.14908"
     floor: bool = False
     own: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "bimix_floor" if self.floor else "bimix"
 
     def forms(self, table: MixtureTable) -> list[Form]:
         [target] = table.targets
@@ -118,12 +122,16 @@ class BiMixForm(Form):
     def usable(self, points: Points) -> np.ndarray:
         return np.ones(len(points.x_N), bool) if self.floor else points.weights_NK[:, self.domain] > 0
 
+    def doubts(self, theta_P: np.ndarray, points: Points) -> list[str]:
+        if np.ptp(np.log(points.weights_NK[:, self.domain] + (1e-3 if self.floor else 0.0))) < _SPREAD:
+            return ["its proportion hardly varies, which leaves alpha untold"]
+        return [] if theta_P[0] > 0 else [f"alpha is {theta_P[0]:.3g}: more of its domain does not help it"]
+
     def bracket(self, theta_P: np.ndarray, x: float) -> float:
-        """B s^-beta + C at log tokens `x`: what the optimum weighs domains by."""
-        curve = self.curve(theta_P, Points(np.ones((1, self.domain + 1)), np.array([x]), np.zeros(1)))
-        return float(
-            np.exp(curve.log_loss_N[0] + theta_P[0] * (np.log1p(np.exp(theta_P[-1])) if self.floor else 0.0))
-        )
+        """B s^-beta + C at log tokens `x`, without a floor: what the optimum weighs domains by."""
+        assert not self.floor
+        at_one = Points(np.ones((1, self.domain + 1)), np.array([x]), np.zeros(1))
+        return float(np.exp(self.curve(theta_P, at_one).log_loss_N[0]))
 
 
 def _slope(x_N: np.ndarray, y_N: np.ndarray) -> float:

@@ -62,16 +62,18 @@ class Combined(Law):
 
     def out_of_fold(self, table: MixtureTable) -> np.ndarray:
         """Log losses [M, N, E] that each member predicts for mixtures that it was not fitted to."""
-        _, mixture_N = np.unique(table.weights_RK.round(6), axis=0, return_inverse=True)
-        n_mixtures = int(mixture_N.max()) + 1
+        n_mixtures = table.n_mixtures
         order = np.random.default_rng(self.seed).permutation(n_mixtures)
-        fold_N = (order % min(self.folds, n_mixtures))[mixture_N.ravel()]
-        predicted_MNE = np.empty((len(self.members), *table.loss_RE.shape))
+        fold_N = (order % min(self.folds, n_mixtures))[table.mixture_R]
+        predicted_MNE = np.full((len(self.members), *table.loss_RE.shape), np.nan)
         for fold in np.unique(fold_N):
-            rest, out = table.rows(fold_N != fold), table.rows(fold_N == fold)
+            out_N = fold_N == fold
+            rest, out = table.rows(~out_N), table.rows(out_N)
+            known_E = rest.measured_E  # a target of few rows may have all of them in one fold
             for m, law in enumerate(self.members):
-                losses_NE = law.fit(rest).predict(out.weights_RK, out.tokens_R, out.params_R)
-                predicted_MNE[m, fold_N == fold] = np.log(losses_NE)
+                fitted = law.fit(rest.chosen_targets(known_E))
+                losses_NE = fitted.predict(out.weights_RK, out.tokens_R, out.params_R)
+                predicted_MNE[m][np.ix_(np.flatnonzero(out_N), np.flatnonzero(known_E))] = np.log(losses_NE)
         return predicted_MNE
 
 
@@ -81,7 +83,8 @@ class FittedCombined(FittedLaw):
     def __init__(
         self, law: Combined, table: MixtureTable, fits: list[FittedLaw], weights_EM: np.ndarray
     ) -> None:
-        super().__init__(law, table)
+        notes = tuple(f"{fit.law.name}: {note}" for fit in fits for note in fit.notes)
+        super().__init__(law, table, notes)
         self.fits, self.weights_EM = fits, weights_EM
 
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray:

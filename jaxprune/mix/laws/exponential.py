@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points, varies
+from jaxprune.mix.laws.law import varies
+from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points
 from jaxprune.mix.table import MixtureTable
 
 _FLOORS = (0.2, 0.5, 0.7, 0.85, 0.95, 0.99)  # starts, as shares of the least loss

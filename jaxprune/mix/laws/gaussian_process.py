@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from jaxprune.mix.laws.law import FittedLaw, Law
-from jaxprune.mix.laws.parametric import varies
+from jaxprune.mix.laws.law import FittedLaw, Law, varies
 from jaxprune.mix.table import MixtureTable
 
 _LENGTHS = np.geomspace(0.1, 10, 13)
@@ -20,32 +19,44 @@ MOST_ROWS = 1000  # of the eigendecompositions: of a larger table, fewer checkpo
 
 
 class Process:
-    """Functions of features with a Matern-5/2 kernel, one for each target; the length scale and the noise that make the
-    observations most likely are shared by all targets."""
+    """Functions of features with a Matern-5/2 kernel and mean 0, one for each target. The length scale and the noise that
+    make the observations most likely are shared by all targets that were measured in the same rows."""
 
     def __init__(self, features_NF: np.ndarray, y_NE: np.ndarray) -> None:
-        """Conditions on y, whose mean is taken as 0; NaN is not observed and taken at its mean."""
-        self.features_NF = features_NF
-        y_NE = np.where(np.isfinite(y_NE), y_NE, 0.0)
-        distance_NN = cdist(features_NF, features_NF)
-        best = -np.inf
-        for length in _LENGTHS:
-            value_N, vector_NN = np.linalg.eigh(_matern(distance_NN / length))
-            along_NE = vector_NN.T @ y_NE
-            spectrum_LN = np.maximum(value_N, 0) + _NOISES[:, None]
-            variance_LE = (along_NE**2 / spectrum_LN[:, :, None]).mean(axis=1)  # of each target's function
-            likelihood_LE = -0.5 * (
-                np.log(spectrum_LN).sum(axis=1)[:, None] + len(y_NE) * np.log(variance_LE + 1e-300)
-            )
-            likelihood_L = likelihood_LE.sum(axis=1)
-            choice = int(np.argmax(likelihood_L))
-            if likelihood_L[choice] > best:
-                best, self.length, self.noise = likelihood_L[choice], float(length), float(_NOISES[choice])
-                self.dual_NE = vector_NN @ (along_NE / spectrum_LN[choice][:, None])
+        """Conditions each target on the rows in which y is finite; without any it stays at 0."""
+        patterns_XN, pattern_E = np.unique(np.isfinite(y_NE).T, axis=0, return_inverse=True)
+        self.n_targets = y_NE.shape[1]
+        self.parts = []
+        for x, rows_N in enumerate(patterns_XN):
+            targets = np.flatnonzero(pattern_E.ravel() == x)
+            if rows_N.any():
+                rows_NF, y_rows_NE = features_NF[rows_N], y_NE[rows_N][:, targets]
+                self.parts.append((targets, rows_NF, *_condition(rows_NF, y_rows_NE)))
 
     def __call__(self, features_MF: np.ndarray) -> np.ndarray:
         """The mean of what is likely, [M, E]."""
-        return _matern(cdist(features_MF, self.features_NF) / self.length) @ self.dual_NE
+        mean_ME = np.zeros((len(features_MF), self.n_targets))
+        for targets, rows_NF, length, dual_NE in self.parts:
+            mean_ME[:, targets] = _matern(cdist(features_MF, rows_NF) / length) @ dual_NE
+        return mean_ME
+
+
+def _condition(features_NF: np.ndarray, y_NE: np.ndarray) -> tuple[float, np.ndarray]:
+    """The likeliest length scale, and (K + noise)^-1 y with the likeliest noise."""
+    distance_NN = cdist(features_NF, features_NF)
+    best, length, dual_NE = -np.inf, 1.0, np.zeros_like(y_NE)
+    for candidate in _LENGTHS:
+        value_N, vector_NN = np.linalg.eigh(_matern(distance_NN / candidate))
+        along_NE = vector_NN.T @ y_NE
+        spectrum_LN = np.maximum(value_N, 0) + _NOISES[:, None]
+        variance_LE = (along_NE**2 / spectrum_LN[:, :, None]).mean(axis=1)  # of each target's function
+        log_variance_LE = len(y_NE) * np.log(variance_LE + 1e-300)
+        likelihood_L = -0.5 * (np.log(spectrum_LN).sum(axis=1)[:, None] + log_variance_LE).sum(axis=1)
+        choice = int(np.argmax(likelihood_L))
+        if likelihood_L[choice] > best:
+            best, length = float(likelihood_L[choice]), float(candidate)
+            dual_NE = vector_NN @ (along_NE / spectrum_LN[choice][:, None])
+    return length, dual_NE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +69,10 @@ class GaussianProcess(Law):
     def fit(self, table: MixtureTable) -> FittedProcess:
         if table.n_mixtures < 2:
             raise ValueError("gaussian_process: the table has one mixture: give two or more")
+        measured_E = np.isfinite(table.loss_RE).any(axis=0)
+        if not measured_E.all():
+            empty = table.targets[int(np.argmin(measured_E))]
+            raise ValueError(f"gaussian_process: no loss of {empty} was measured: leave the target out")
         return FittedProcess(self, table)
 
 
@@ -70,10 +85,8 @@ class FittedProcess(FittedLaw):
         features_NF = features(table, rows.weights_RK, rows.tokens_R, rows.params_R)
         y_NE = np.log(rows.loss_RE)
         self.mean_E = np.nanmean(y_NE, axis=0)
-        centered_NE = np.where(np.isfinite(y_NE), y_NE - self.mean_E, 0.0)
         plane_NP = _plane(features_NF, len(self.domains))
-        gram_PP = plane_NP.T @ plane_NP / len(y_NE) + 1e-3 * np.eye(plane_NP.shape[1])
-        self.plane_PE = np.linalg.solve(gram_PP, plane_NP.T @ centered_NE / len(y_NE))
+        self.plane_PE = np.stack([_ridge(plane_NP, y_N) for y_N in (y_NE - self.mean_E).T], axis=1)
         self.process = Process(features_NF, y_NE - self.mean_E - plane_NP @ self.plane_PE)
 
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray:
@@ -95,6 +108,14 @@ def features(
 def _plane(features_NF: np.ndarray, n_domains: int) -> np.ndarray:
     """What the plane is linear in: proportions themselves, and the logs."""
     return np.concatenate([features_NF[:, :n_domains] ** 2, features_NF[:, n_domains:]], axis=1)
+
+
+def _ridge(plane_NP: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Coefficients of a plane through the rows in which y is finite."""
+    measured_N = np.isfinite(y_N)
+    plane_NP, y_N = plane_NP[measured_N], y_N[measured_N]
+    gram_PP = plane_NP.T @ plane_NP / len(y_N) + 1e-3 * np.eye(plane_NP.shape[1])
+    return np.linalg.solve(gram_PP, plane_NP.T @ y_N / len(y_N))
 
 
 def _matern(scaled: np.ndarray) -> np.ndarray:

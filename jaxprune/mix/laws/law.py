@@ -44,7 +44,8 @@ class Law(ABC):
         """
 
 
-_SANE = 1e-6, 1e6  # nats per token, of predictions
+_SPREAD = 0.01  # of logs
+_LEAST, POLE = 1e-6, 1e6  # nats per token, of predictions
 
 
 class FittedLaw(ABC):
@@ -85,7 +86,7 @@ class FittedLaw(ABC):
         weights_NK = np.maximum(weights_NK, 0)
         tokens_N = _each(tokens_N, self.table.tokens_R, len(weights_NK), "tokens")
         params_N = _each(params_N, self.table.params_R, len(weights_NK), "params")
-        return np.clip(self._predict(weights_NK, tokens_N, params_N), *_SANE)
+        return np.clip(self._predict(weights_NK, tokens_N, params_N), _LEAST, POLE)
 
     @abstractmethod
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray: ...
@@ -103,15 +104,9 @@ class FittedLaw(ABC):
         return optimum(self, **constraints)
 
 
-def with_notes(fitted: FittedLaw, *notes: str) -> FittedLaw:
-    """The same fit with more warnings."""
-    fitted.notes = (*fitted.notes, *notes)
-    return fitted
-
-
-def spread(values_R: np.ndarray) -> float:
-    """How far positive numbers reach: the log of the largest over the smallest."""
-    return float(np.ptp(np.log(values_R)))
+def varies(values_R: np.ndarray) -> bool:
+    """Whether positive numbers (tokens, parameters) differ by enough to fit an exponent to."""
+    return float(np.ptp(np.log(values_R))) > _SPREAD
 
 
 def one_target(table: MixtureTable, e: int) -> MixtureTable:
@@ -125,7 +120,7 @@ def _each(given: Any, known_R: np.ndarray, n: int, what: str) -> np.ndarray:
     values_N = np.broadcast_to(np.asarray(known_R.max() if given is None else given, float), (n,))
     if not (values_N > 0).all():
         raise ValueError(f"{what} is {values_N.min():g}: give numbers above 0")
-    if spread(known_R) < 0.01 and not np.allclose(values_N, known_R.max(), rtol=0.02):
+    if not varies(known_R) and not np.allclose(values_N, known_R.max(), rtol=0.02):
         raise ValueError(
             f"{what} is {values_N[0]:g}, but the law was fitted at {known_R.max():g} alone: fit a table with several numbers of {what}"
         )

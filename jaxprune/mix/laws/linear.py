@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxprune.mix.laws.exponential import ridge
-from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points, varies
+from jaxprune.mix.laws.law import varies
+from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points
 from jaxprune.mix.table import MixtureTable
 
 _LEAST = 1e-3  # nats, of a prediction

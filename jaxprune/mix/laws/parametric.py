@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxprune.mix.laws.law import Coefficient, FittedLaw, Law, one_target, spread
+from jaxprune.mix.laws.law import Coefficient, FittedLaw, Law, one_target, varies
 from jaxprune.mix.laws.solve import Solution, solve
 from jaxprune.mix.table import MixtureTable
 
@@ -72,12 +72,20 @@ class Form:
         """Mask of the rows that the law can be fitted to."""
         return np.ones(len(points.x_N), bool)
 
+    def doubts(self, theta_P: np.ndarray, points: Points) -> list[str]:
+        """What the points cannot tell, or the coefficients say against the law, a line each."""
+        n_mixtures, k = len(np.unique(points.weights_NK.round(6), axis=0)), points.weights_NK.shape[1]
+        if n_mixtures > k:
+            return []
+        return [f"{n_mixtures} mixtures cannot tell {k} domains apart: only the prior decides"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParametricLaw(Law):
     """A law whose targets are fitted one by one."""
 
     delta: float = 1e-2  # log-loss residuals beyond it count in proportion (Huber)
+    knows_params: ClassVar[bool] = False  # whether losses may depend on the size of the model
 
     @abstractmethod
     def forms(self, table: MixtureTable) -> list[Form]:
@@ -85,6 +93,8 @@ class ParametricLaw(Law):
 
     def fit(self, table: MixtureTable) -> FittedLaw:
         fits, notes = [], []
+        if varies(table.params_R) and not self.knows_params:
+            notes.append(f"{self.name} does not know model sizes, which vary: their losses are pooled")
         for e, target in enumerate(table.targets):
             fit = self._fit_target(one_target(table, e), table)
             fits.append(fit)
@@ -100,22 +110,34 @@ class ParametricLaw(Law):
         if len(table) == 0:
             raise ValueError(f"{self.name}: no loss of {target} was measured: leave the target out")
         points, log_loss_N = points_of(table, of), np.log(table.loss_RE[:, 0])
-        found = []
-        for form in self.forms(table):
-            usable_N = form.usable(points)
-            rows = Points(*(part[usable_N] for part in points))
-            if len(rows.x_N) == 0:
-                continue
-            solution = fit_form(form, rows, log_loss_N[usable_N], self.delta)
-            found.append((solution.cost / len(rows.x_N), len(found), form, solution, int((~usable_N).sum())))
-        if not found:
+        form = self._best_form(self.forms(table), points, log_loss_N)
+        if form is None:
             raise ValueError(
                 f"{self.name}: no row of {target} can be used, all its proportions are 0: use a law that can"
             )
-        _, _, form, solution, n_dropped = min(found)
-        return TargetFit(
-            form=form, solution=solution, n_dropped=n_dropped, notes=_notes(form, solution, table, n_dropped)
-        )
+        usable_N = form.usable(points)
+        rows = Points(*(part[usable_N] for part in points))
+        solution = fit_form(form, rows, log_loss_N[usable_N], self.delta)
+        n_dropped = int((~usable_N).sum())
+        notes = (*_notes(form, solution, table, n_dropped), *form.doubts(solution.theta_P, rows))
+        return TargetFit(form=form, solution=solution, n_dropped=n_dropped, notes=notes)
+
+    def _best_form(self, forms: list[Form], points: Points, log_loss_N: np.ndarray) -> Form | None:
+        """The one that fits best, on the rows that all can use; those that can use less than half are no candidates."""
+        usable = [(form, form.usable(points)) for form in forms]
+        most = max(int(usable_N.sum()) for _, usable_N in usable)
+        usable = [
+            (form, usable_N) for form, usable_N in usable if usable_N.any() and 2 * usable_N.sum() >= most
+        ]
+        if len(usable) < 2:
+            return usable[0][0] if usable else None
+        common_N = np.logical_and.reduce([usable_N for _, usable_N in usable])
+        costs = []
+        for form, usable_N in usable:
+            rows_N = common_N if common_N.any() else usable_N
+            rows = Points(*(part[rows_N] for part in points))
+            costs.append(fit_form(form, rows, log_loss_N[rows_N], self.delta).cost / rows_N.sum())
+        return usable[int(np.argmin(costs))][0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +178,8 @@ class FittedParametric(FittedLaw):
 
         Rows of one run have correlated errors, so that whole runs are drawn; a single run has no interval (NaN).
         """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level:g}: set a share between 0 and 1, such as 0.95")
         rng = np.random.default_rng(seed)
         rows_of = [np.flatnonzero(self.table.run_R == run) for run in self.table.runs]
         n_resamples = n_resamples if len(rows_of) > 1 else 0
@@ -214,7 +238,7 @@ def fit_form(
         )
 
     starts = form.starts(points, np.exp(log_loss_N)) if starts is None else starts
-    return solve(residuals, starts, form.lower_P, form.upper_P, delta)
+    return solve(residuals, starts, form.lower_P, form.upper_P, delta, n_data=len(log_loss_N))
 
 
 def points_of(table: MixtureTable, of: MixtureTable) -> Points:
@@ -224,11 +248,6 @@ def points_of(table: MixtureTable, of: MixtureTable) -> Points:
         np.log(table.tokens_R / _center(of.tokens_R)),
         np.log(table.params_R / _center(of.params_R)),
     )
-
-
-def varies(values_R: np.ndarray) -> bool:
-    """Whether tokens (or parameters) differ by enough to fit an exponent to."""
-    return spread(values_R) > 0.01
 
 
 def _center(values_R: np.ndarray) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points, varies
+from jaxprune.mix.laws.law import varies
+from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points
 from jaxprune.mix.table import MixtureTable
 
 _EXPONENTS = (0.1, 0.3, 0.6, 1.0, 1.6)  # starts
@@ -54,6 +55,10 @@ class PowerForm(Form):
             e, b = np.linalg.lstsq(design_N2 / loss_N[:, None], np.ones_like(loss_N))[0]
             starts.append(np.array([np.log(max(e, 1e-2)), np.log(max(b, 1e-3)), a]))
         return starts
+
+    def doubts(self, theta_P: np.ndarray, points: Points) -> list[str]:
+        n_mixtures = len(np.unique(points.weights_NK.round(6), axis=0))
+        return [f"{n_mixtures} mixtures are pooled: fit the checkpoints of one run"] if n_mixtures > 1 else []
 
     def importance(self, points: Points) -> np.ndarray:
         return np.exp(2 * points.x_N)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points, varies
+from jaxprune.mix.laws.law import varies
+from jaxprune.mix.laws.parametric import Curve, Form, ParametricLaw, Points
 from jaxprune.mix.table import MixtureTable
 
 _FLOORS = (0.05, 0.3, 0.6, 0.85)  # starts, as shares of the least loss
@@ -34,10 +35,14 @@ class Reciprocal(ParametricLaw):
         coefficients the exponents all but agree, which on real tables predicts better than to let each go its way.
     """
 
-    name = "reciprocal"
     source = "2507.09404"
+    knows_params: ClassVar[bool] = True
     form: Literal["additive", "joint"] = "additive"
     prior_sd: tuple[float, float] = (0.15, 2.0)
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "joint" if self.form == "joint" else "reciprocal"
 
     def forms(self, table: MixtureTable) -> list[Form]:
         scales = tuple(

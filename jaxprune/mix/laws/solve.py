@@ -39,6 +39,7 @@ def solve(
     upper_P: np.ndarray,
     delta: float,
     polish: int = 3,
+    n_data: int | None = None,
 ) -> Solution:
     """The best of the local minima that the `polish` most promising starts lead to.
 
@@ -48,6 +49,7 @@ def solve(
       lower_P, upper_P: bounds.
       delta: residuals beyond it count in proportion and not squared (Huber).
       polish: how many starts, best first, are followed to their minimum.
+      n_data: residuals that are data, the first ones; others are a prior, which does not count towards the condition.
     """
     margin_P = 1e-3 * np.minimum(upper_P - lower_P, 1.0)
     inside = [np.clip(start, lower_P + margin_P, upper_P - margin_P) for start in starts]
@@ -84,9 +86,10 @@ def solve(
     cost, theta_P = best
     at_bound_P = np.minimum(theta_P - lower_P, upper_P - theta_P) < _AT_BOUND * (upper_P - lower_P)
     _, jacobian_NP = residuals(theta_P)
-    free_NP = jacobian_NP[:, ~at_bound_P]
+    free_NP = jacobian_NP[:n_data, ~at_bound_P]
     singular = np.linalg.svd(free_NP, compute_uv=False) if free_NP.size else np.ones(1)
-    condition = float((singular[0] / singular[-1]) ** 2) if singular[-1] > 0 else np.inf
+    determined = len(singular) == free_NP.shape[1] and singular[-1] > 0
+    condition = float((singular[0] / singular[-1]) ** 2) if determined else np.inf
     return Solution(theta_P=theta_P, cost=float(cost), at_bound_P=at_bound_P, condition=condition)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.mix.laws.law import FittedLaw, Law, one_target
-from jaxprune.mix.laws.parametric import varies
+from jaxprune.mix.laws.law import FittedLaw, Law, one_target, varies
 from jaxprune.mix.table import MixtureTable
 
 _ROWS_A_LEAF = 20  # LightGBM's default, which cannot split a table of 40 runs: fewer there
@@ -46,7 +45,7 @@ class Trees(Law):
         return FittedTrees(self, table, boosters, (note,) if few else ())
 
     def _fit_target(self, table: MixtureTable) -> Any:
-        lightgbm = _lightgbm()
+        library = lightgbm()
         if table.n_mixtures < 5:
             raise ValueError(
                 f"trees: {table.targets[0]} has {table.n_mixtures} mixtures: give 5 or more, or use another law"
@@ -67,18 +66,18 @@ class Trees(Law):
             "verbosity": -1,
         }
         train, validation = (
-            lightgbm.Dataset(features_NF[rows_N], log_loss_N[rows_N])
+            library.Dataset(features_NF[rows_N], log_loss_N[rows_N])
             for rows_N in (~is_validation_N, is_validation_N)
         )
-        stopped = lightgbm.train(
+        stopped = library.train(
             settings,
             train,
             self.rounds,
             valid_sets=[validation],
-            callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
+            callbacks=[library.early_stopping(_PATIENCE, verbose=False)],
         )
-        return lightgbm.train(
-            settings, lightgbm.Dataset(features_NF, log_loss_N), max(stopped.best_iteration, 1)
+        return library.train(
+            settings, library.Dataset(features_NF, log_loss_N), max(stopped.best_iteration, 1)
         )
 
 
@@ -104,9 +103,10 @@ def _scales(table: MixtureTable, tokens_N: np.ndarray, params_N: np.ndarray) -> 
     return [np.log(values_N)[:, None] for known_R, values_N in pairs if varies(known_R)]
 
 
-def _lightgbm() -> Any:
+def lightgbm() -> Any:
+    """The library; raises ValueError where it is not installed."""
     try:
-        import lightgbm
+        import lightgbm as library
     except ImportError:
         raise ValueError("trees need LightGBM: pip install 'jaxprune[trees]'") from None
-    return lightgbm
+    return library
