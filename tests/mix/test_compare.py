@@ -89,14 +89,23 @@ def test_combined_reaches_the_reference_on_regmix():
 
 
 @pytest.mark.parametrize(
-    ("name", "r2", "error", "last"),
-    [("dmsl_680M", 0.990, None, 0.0033), ("dml_5mix_160M", 0.99, 0.0025, 0.0022)],
+    ("name", "law", "r2", "error", "last"),
+    [
+        ("dmsl_680M", Combined(), 0.990, 1.0, 0.0033),
+        ("dml_5mix_160M", Reciprocal(), 0.997, 0.0021, 0.00215),
+        ("dml_redpajama_70M", Combined(), 0.889, 1.0, None),
+    ],
 )
-def test_combined_reaches_the_reference_on_mixed_domains(name, r2, error, last):
+def test_laws_reach_the_reference_on_domains_that_are_mixed(name, law, r2, error, last):
     table = table_of(name)
-    found = compare(table.end(), {"law": Combined()})
-    reached = means(found.at_end["law"], table.domains, table.targets)
-    assert reached[0] >= r2 and (error is None or reached[1] <= error)
+    # RedPajama's validation sets bear the Pile's names: those of the same domains.
+    alike = {"ArXiv", "Github", "StackExchange", "Wikipedia_en", "Pile-CC", "Books3", "OpenWebText2"}
+    chosen = {*table.domains} & {*table.targets} or alike
+    end = table.end().chosen_targets(np.array([target in chosen for target in table.targets]))
+    reached = means(compare(end, {"law": law}).at_end["law"])
+    assert reached[0] >= r2 and reached[1] <= error
+    if last is None:
+        return
     ends = last_checkpoints(table)
     assert ends is not None and means(ends, table.domains, table.targets)[1] <= last
 
