@@ -31,8 +31,8 @@ MEMBERS: tuple[Law, ...] = (
     GaussianProcess(),
 )
 _FEWEST = 4  # mixtures
-_SHARED = 0.1  # weight of the errors of all targets beside those of a target itself
-_FAR = 1.0  # standard deviations of a target, beyond which an error is no worse
+_SHARED = 0.3  # weight of the errors of all targets beside those of a target itself
+_FAR = 3.0  # standard deviations of a target, beyond which an error is no worse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class FittedCombined(FittedLaw):
 def stacking_weights(predicted_MNE: np.ndarray, true_NE: np.ndarray) -> np.ndarray:
     """Weights [E, M] of least squared error, in units of each target's spread.
 
-    A target's own errors count, and a tenth as much those of all: weights of its own alone would be noise where runs are
+    A target's own errors count, and a third as much those of all: weights of its own alone would be noise where runs are
     few.
     """
     spread_E = np.maximum(np.nanstd(true_NE, axis=0), 1e-9)
