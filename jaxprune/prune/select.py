@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 import numpy as np
@@ -21,9 +22,11 @@ from pyarrow.dataset import dataset, field
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Select, identity
 from jaxprune.progress import say
+from jaxprune.prune import shards
 from jaxprune.prune.bands import Band, is_joint, select
 from jaxprune.prune.criteria import CRITERIA
 
+SCORE = "jaxprune score CONFIG"  # makes what this stage reads
 MEMORY = "4GB"  # of DuckDB; beyond it goes to disk
 _COLUMNS = ("number", "id", "domain", "n_tokens", "n_bytes", "score", "kept", "reason")
 # Less work than DuckDB's own choices, by a third: it gives up sooner to look for repeated values.
@@ -80,12 +83,52 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     Raises:
       ArtifactMissing: the documents are not scored yet, or a signal is not computed.
+      StageError: a file of scores or of a signal is missing or damaged.
       ValueError: a signal was computed for other documents than were scored; as `select`.
     """
+    folders = [*folders_of(config, workdir).values()]
 
     def make(folder: Path) -> dict[str, Any]:
-        connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
-        scores = read(connection, [workdir.score, *(workdir.signal(name) for name in _sources(config))])
+        for scored in folders:
+            shards.check_present(scored, SCORE)
+        try:
+            return _make(config, folders, folder)
+        except duckdb.Error:
+            for scored in folders:
+                shards.check_whole(scored, SCORE)
+            raise
+
+    return build(workdir.select, "select", settings_of(config), inputs_of(config, workdir), make)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that decide the select artifact."""
+    return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
+
+
+def folders_of(config: Config, workdir: Workdir) -> dict[str, Path]:
+    """The artifacts that the selections read: the scores, and those of signals."""
+    return {"score": workdir.score} | {name: workdir.signal(name) for name in _sources(config)}
+
+
+def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
+    """The fingerprints of the scores and the signals that the select artifact is made from.
+
+    Raises:
+      ArtifactMissing: one of them is not there yet.
+    """
+    signals = f"{SCORE} --select.signals {' '.join(config.select.signals)}"
+    return {
+        name: require(folder, SCORE if name == "score" else signals).fingerprint
+        for name, folder in folders_of(config, workdir).items()
+    }
+
+
+def _make(config: Config, scored: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Makes the selections in `folder` from the shards of scores and signals."""
+    connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
+    try:
+        scores = read(connection, scored)
         shares = realised(scores, config.select) if config.select.criterion == "threshold" else None
         summary = {}
         for name, (rule, seed) in rules_of(config).items():
@@ -96,27 +139,11 @@ def run(config: Config, workdir: Workdir) -> Manifest:
                 f"select: {name} keeps {kept['documents']:,} documents ({kept['share_documents']:.1%}), "
                 f"{kept['tokens']:,} tokens ({kept['share_tokens']:.1%})"
             )
+    finally:
         connection.disconnect()
         shutil.rmtree(folder / "spill", ignore_errors=True)
-        write_json(folder / "summary.json", summary)
-        return {name: of["all"]["after"] for name, of in summary.items()}
-
-    return build(workdir.select, "select", settings_of(config), inputs_of(config, workdir), make)
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that decide the select artifact."""
-    return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
-
-
-def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
-    """The fingerprints of the scores and the signals that the select artifact is made from.
-
-    Raises:
-      ArtifactMissing: one of them is not there yet.
-    """
-    folders = {"score": workdir.score} | {name: workdir.signal(name) for name in _sources(config)}
-    return {name: require(folder, "jaxprune score CONFIG").fingerprint for name, folder in folders.items()}
+    write_json(folder / "summary.json", summary)
+    return {name: of["all"]["after"] for name, of in summary.items()}
 
 
 def read(connection: Any, folders: Sequence[Path]) -> ir.Table:
