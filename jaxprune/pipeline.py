@@ -94,7 +94,9 @@ def score(config: Config, workdir: Workdir) -> None:
     """Scores the documents that may be pruned with the reference model."""
     from jaxprune.prune import score as stage
     from jaxprune.prune.signals import stage as signals
+    from jaxprune.report import provenance
 
+    provenance.read(config, workdir, before="score")
     stage.run(config, workdir)
     signals.run(config, workdir)
 
@@ -102,7 +104,9 @@ def score(config: Config, workdir: Workdir) -> None:
 def select(config: Config, workdir: Workdir) -> None:
     """Decides which documents each arm keeps."""
     from jaxprune.prune import select as stage
+    from jaxprune.report import provenance
 
+    provenance.read(config, workdir, before="select")
     _alone(workdir.select, lambda: stage.run(config, workdir))
 
 

@@ -106,9 +106,21 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
 
 
+def sources(config: Config) -> tuple[str, ...]:
+    """The signal artifacts that the selections read."""
+    return tuple(
+        dict.fromkeys(source for signal in config.select.signals for source in CRITERIA[signal].sources)
+    )
+
+
+def command(config: Config) -> str:
+    """What makes the signals that the selections read."""
+    return f"score CONFIG --select.signals {' '.join(config.select.signals)}"
+
+
 def folders_of(config: Config, workdir: Workdir) -> dict[str, Path]:
     """The artifacts that the selections read: the scores, and those of signals."""
-    return {"score": workdir.score} | {name: workdir.signal(name) for name in _sources(config)}
+    return {"score": workdir.score} | {name: workdir.signal(name) for name in sources(config)}
 
 
 def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
@@ -117,9 +129,8 @@ def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
     Raises:
       ArtifactMissing: one of them is not there yet.
     """
-    signals = f"{SCORE} --select.signals {' '.join(config.select.signals)}"
     return {
-        name: require(folder, SCORE if name == "score" else signals).fingerprint
+        name: require(folder, SCORE if name == "score" else f"jaxprune {command(config)}").fingerprint
         for name, folder in folders_of(config, workdir).items()
     }
 
@@ -254,13 +265,6 @@ def _write_kept(table: Path, path: Path, n_kept: int) -> None:
 def _without_windows(scores: ir.Table) -> ir.Table:
     """Without the lists of NLLs by window, which no rule reads."""
     return scores.drop(*({"nll_windows"} & set(scores.columns)))
-
-
-def _sources(config: Config) -> tuple[str, ...]:
-    """The signal artifacts that the selections read."""
-    return tuple(
-        dict.fromkeys(source for signal in config.select.signals for source in CRITERIA[signal].sources)
-    )
 
 
 def _is_product(rule: Select) -> bool:

@@ -40,7 +40,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
       ArtifactMissing, StageError: as `provenance.read`.
       ValueError: there is no selection of the name audit.selection.
     """
-    manifests = provenance.read(config, workdir, last="select")
+    manifests = provenance.read(config, workdir, before="mix")
     summary = json.loads((workdir.select / "summary.json").read_text())
     first = _first_selection(config.audit.selection, summary)
 
