@@ -6,8 +6,10 @@ Each document that an arm does not keep stays readable, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,8 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     Raises:
       ArtifactMissing: the documents are not scored yet, or a signal is not computed.
       StageError: a file of scores or of a signal is missing or damaged.
-      ValueError: a signal was computed for other documents than were scored; as `select`.
+      ValueError: a signal was computed for other documents than were scored; an arm keeps nothing; as `select`
+        and `check_rates`.
     """
     folders = [*folders_of(config, workdir).values()]
 
@@ -140,12 +143,19 @@ def _make(config: Config, scored: Sequence[Path], folder: Path) -> dict[str, Any
     connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
     try:
         scores = read(connection, scored)
+        check_rates(config.select, scores.domain.as_table().distinct().to_pyarrow()["domain"].to_pylist())
         shares = realised(scores, config.select) if config.select.criterion == "threshold" else None
         summary = {}
         for name, (rule, seed) in rules_of(config).items():
             band = None if shares is None else band_of(name, shares)
             summary[name] = write(folder, name, scores, rule, seed, band)
             kept = summary[name]["all"]["after"]
+            if kept["documents"] == 0:
+                removed = ", ".join(f"{n:,} {reason}" for reason, n in summary[name]["removed"].items())
+                raise ValueError(
+                    f"the selection {name} keeps no document ({removed}): raise select.rate, lower "
+                    "select.min_tokens, or give more documents"
+                )
             say(
                 f"select: {name} keeps {kept['documents']:,} documents ({kept['share_documents']:.1%}), "
                 f"{kept['tokens']:,} tokens ({kept['share_tokens']:.1%})"
@@ -185,7 +195,11 @@ def read(connection: Any, folders: Sequence[Path]) -> ir.Table:
 
 
 def realised(scores: ir.Table, rule: Select) -> Band:
-    """Between which shares of the ranking a threshold keeps, counted as `rule.weight` says."""
+    """Between which shares of the ranking a threshold keeps, counted as `rule.weight` says.
+
+    Raises:
+      ValueError: it keeps nothing.
+    """
     size = _.n_tokens if rule.weight == "tokens" else ibis.literal(1, "int64")
     decided = select(scores, rule).select("reason", size=size)
     weights = decided.group_by("reason").agg(weight=_["size"].sum().cast("int64")).to_pyarrow()
@@ -194,7 +208,37 @@ def realised(scores: ir.Table, rule: Select) -> Band:
         by_reason.get(f"{side} the threshold" if side else "", 0) for side in ("below", "", "above")
     )
     total = max(below + kept + above, 1)
+    if kept == 0:
+        raise ValueError(_no_document(scores, rule))
     return Fraction(below, total), Fraction(below + kept, total)
+
+
+def check_rates(rule: Select, domains: Collection[str]) -> None:
+    """Raises ValueError: the rule has a rate for a domain that there is not."""
+    for name in rule.rates:
+        if name not in domains:
+            near = difflib.get_close_matches(name, domains, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its domains are {', '.join(sorted(domains))}"
+            raise ValueError(f"select.rates names {name}, which is no domain of the corpus: {hint}")
+
+
+def _no_document(scores: ir.Table, rule: Select) -> str:
+    """Why a threshold keeps nothing."""
+    [signal] = rule.signals
+    open_ended = dataclasses.replace(rule, low=-sys.float_info.max, high=None)
+    decided = select(scores, open_ended).filter(_.kept)
+    extent = decided.agg(low=_.score.min(), high=_.score.max()).to_pyarrow().to_pylist()[0]
+    limits = " and ".join(
+        f"select.{name} is {value:g}"
+        for name, value in (("low", rule.low), ("high", rule.high))
+        if value is not None
+    )
+    if extent["low"] is None:
+        return f"no document has {rule.min_tokens} tokens and a {signal}: lower select.min_tokens"
+    return (
+        f"{limits}, which keeps no document: {signal} goes from {extent['low']:.4g} to {extent['high']:.4g} "
+        f"({CRITERIA[signal].unit}), so set limits in between"
+    )
 
 
 def write(

@@ -213,6 +213,28 @@ def test_an_input_that_changes_makes_the_selection_again(workdir):
     assert select.run(settings, workdir).fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            {"criterion": "threshold", "low": 9.0},
+            r"select.low is 9, .*perplexity goes from 2\.\d+ to 5\.9\d+",
+        ),
+        (
+            {"criterion": "threshold", "high": 1.0},
+            r"select.high is 1, .*from 2\.\d+ to 5\.9\d+ \(nats per token",
+        ),
+        ({"min_tokens": 5000}, r"pruned keeps no document \(90 under 5000 tokens\): "),
+        ({"criterion": "threshold", "low": 0.0, "min_tokens": 5000}, "no document has 5000 tokens"),
+        ({"scope": "domain", "rates": {"esy": 0.1}}, "names esy, which is no domain .*did you mean easy"),
+    ],
+)
+def test_a_selection_of_nothing_is_refused(workdir, rule, said):
+    with pytest.raises(ValueError, match=said):
+        select.run(Config(name="x", select=Select(**rule), arms=("pruned", "random")), workdir)
+    assert not workdir.select.exists()
+
+
 @pytest.mark.parametrize("weight", ["documents", "tokens"])
 def test_the_controls_of_a_threshold_keep_what_it_keeps(workdir, weight):
     """4 <= score: the domain `hard`, 30 of the 60 documents that are ranked."""
