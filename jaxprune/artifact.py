@@ -236,7 +236,12 @@ def build(
     if not cluster.alone(lambda: _begin(folder, partial, wanted)):
         cluster.until_seen(partial, partial.is_dir)
         begin = time.monotonic()
-        counts = make(partial)
+        try:
+            counts = make(partial)
+        except ValueError:
+            if cluster.is_first() and not _made(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         cluster.alone(lambda: _finish(folder, partial, wanted, counts, time.monotonic() - begin))
     return wait_for(folder, wanted.fingerprint)
 
@@ -287,7 +292,7 @@ def _open_partial(partial: Path, wanted: Manifest) -> None:
         if found.fingerprint == wanted.fingerprint:
             say(f"{wanted.stage}: continuing")
             return
-        if any(path.is_file() and path != started for path in partial.rglob("*")):
+        if _made(partial):
             aside = partial.with_name(f"{partial.name}-{found.fingerprint}")
             partial.rename(aside)
             say(
@@ -305,6 +310,11 @@ def _open_partial(partial: Path, wanted: Manifest) -> None:
         return
     partial.mkdir(parents=True)
     write_json(started, dataclasses.asdict(wanted))
+
+
+def _made(partial: Path) -> bool:
+    """Whether a stage has left anything in its folder yet."""
+    return any(path.is_file() and path.name != _STARTED for path in partial.rglob("*"))
 
 
 def _changes(old: Manifest, new: Manifest) -> str:

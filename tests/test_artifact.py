@@ -56,6 +56,15 @@ def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(tmp_path,
     assert log == [["started.json"], ["started.json"], ["part", "started.json"]]
 
 
+def test_a_stage_that_refuses_before_it_makes_anything_leaves_nothing(tmp_path):
+    def refuse(folder):
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        artifact.build(tmp_path / "a", "a", {"x": 1}, {}, refuse)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_kill_before_the_manifest_loses_nothing(tmp_path, monkeypatch):
     log = []
     with monkeypatch.context() as patch:

@@ -96,6 +96,9 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             shards.check_present(scored, SCORE)
         try:
             return _make(config, folders, folder)
+        except ValueError:
+            shutil.rmtree(folder)  # what was selected before is not continued
+            raise
         except duckdb.Error:
             for scored in folders:
                 shards.check_whole(scored, SCORE)
