@@ -152,8 +152,11 @@ def locked(workdir: Workdir) -> Iterator[None]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / ".lock").open("a"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / ".lock").open("a"))
+    except OSError as error:
+        raise StageError(f"nothing can be written to --workdir {folder}: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,8 +202,10 @@ def require(folder: Path, command: str) -> Manifest:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two trees of plain data, a line for each leaf."""
+    """What changed between two trees of plain data, a line for each leaf; one for a branch that is new or gone."""
     if isinstance(old, dict) or isinstance(new, dict):
+        if name and (old is None or new is None):
+            return [f"{name} is {'new' if old is None else 'gone'}"]
         before, after = (tree if isinstance(tree, dict) else {} for tree in (old, new))
         return [
             line
@@ -318,10 +323,15 @@ def _made(partial: Path) -> bool:
 
 
 def _changes(old: Manifest, new: Manifest) -> str:
-    """What differs, short enough for a line."""
-    changed = differences(
+    """What differs, short enough for a line: settings that changed alike in several places are said once."""
+    lines = differences(
         {"settings": old.settings, "inputs": old.inputs}, {"settings": new.settings, "inputs": new.inputs}
     )
+    said: dict[str, str] = {}  # last part of a name, and what it became -> where first
+    for line in lines:
+        name, _, change = line.partition(" ")
+        said.setdefault(f"{name.rpartition('.')[2]} {change}", line)
+    changed = [*said.values()]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return "; ".join(changed[:3]) + more
 

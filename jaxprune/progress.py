@@ -48,6 +48,8 @@ class Meter:
     def tell(self, note: str) -> None:
         """Shows what is done before the first work is."""
         self._bar.update(self._task, note=note)
+        if not _console.is_terminal:
+            say(f"{self.title}: {note}")
 
     def add(self, amount: float, note: str = "") -> None:
         """`amount` more is done; `note` is shown behind it."""

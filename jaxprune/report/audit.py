@@ -247,10 +247,18 @@ def _repetition(
     except (ValueError, ArtifactMissing) as error:
         return {"tokens": tokens, "arms": {}, "error": str(error)}
     arms = {
-        arm: {"epochs": epochs, "words": weights.repetition(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}
+        arm: {"epochs": epochs, "words": _repeats(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}
         for arm, epochs in weights.most_epochs(config, runs).items()
     }  # fmt: skip
     return {"tokens": tokens, "many": weights.MANY_EPOCHS, "arms": arms, "error": None}
+
+
+def _repeats(epochs: Mapping[str, float]) -> str:
+    """As `weights.repetition`; nothing repeats where less than all of a domain is drawn."""
+    domain = max(epochs, key=epochs.__getitem__)
+    if epochs[domain] > 1:
+        return weights.repetition(epochs)
+    return f"repeats nothing: it draws {epochs[domain]:.2g} of {domain}, and of no domain more"
 
 
 def render(figures: Mapping[str, Any], name: str, files: Mapping[str, str]) -> str:
@@ -276,6 +284,11 @@ def render(figures: Mapping[str, Any], name: str, files: Mapping[str, str]) -> s
         files=files,
         of=figures["selections"][name],
         drawn=drawn,
+        has_thresholds=any(
+            edge is not None
+            for edges in figures["selections"][name]["thresholds"].values()
+            for edge in edges.values()
+        ),
         shades=SHADES,
         arms=ARMS,
     )

@@ -222,9 +222,11 @@ def test_one_domain_and_every_criterion(tmp_path, criterion):
 
 def test_a_domain_of_which_nothing_is_kept_and_one_of_many_domains(tmp_path):
     domains = tuple(f"domain {n:02d}" for n in range(12))
-    rule = config.Select(criterion="threshold", high=0.0)  # keeps nothing at all
+    rule = config.Select(criterion="threshold", high=1.902)  # keeps one document
     shown = config.Audit(domains=3, documents=1, characters=40)
     of = settings(select=rule, arms=("pruned",), seeds=(0,), audit=shown)
+    longer = dataclasses.replace(of.final.model, context=128)  # than that document
+    of = dataclasses.replace(of, final=dataclasses.replace(of.final, model=longer))
     made, workdir = write_corpus_only(tmp_path, of, texts(12, domains))
     audit.run(made, workdir)
     figures = json.loads((workdir.audit / "audit.json").read_text())
@@ -233,14 +235,15 @@ def test_a_domain_of_which_nothing_is_kept_and_one_of_many_domains(tmp_path):
     assert set(selection["distribution"]["domains"]) == set(domains) == set(selection["thresholds"])
     lost = {d: of["before"]["tokens"] for d, of in selection["composition"]["domains"].items()}
     assert set(selection["shown"]) == set(sorted(lost, key=lambda d: -lost[d])[:3])
-    assert not any(row["kept"] for rows in selection["examples"].values() for row in rows)
-    assert "no document is kept" in figures["repetition"]["error"]
+    assert selection["composition"]["all"]["after"]["documents"] == 1
+    assert not all(any(row["kept"] for row in rows) for rows in selection["examples"].values())
+    assert "no domain keeps as much as one row" in figures["repetition"]["error"]
     page = (workdir.audit / "index.html").read_text()
     assert "cannot be trained on" in page and all(domain in page for domain in domains)
 
 
 def write_corpus_only(root, of, words):
-    """As `write_workdir`, up to the selection: `mix` would refuse to train on nothing."""
+    """As `write_workdir`, up to the selection: `mix` would refuse to train on less than a row."""
     made, workdir = write_workdir(root, dataclasses.replace(of, select=config.Select()), words, {})
     made = dataclasses.replace(made, select=of.select)
     select.run(made, workdir)
