@@ -230,7 +230,7 @@ def _no_document(scores: ir.Table, rule: Select) -> str:
     [signal] = rule.signals
     open_ended = dataclasses.replace(rule, low=-sys.float_info.max, high=None)
     decided = select(scores, open_ended).filter(_.kept)
-    extent = decided.agg(low=_.score.min(), high=_.score.max()).to_pyarrow().to_pylist()[0]
+    extent = decided.agg(low=decided.score.min(), high=decided.score.max()).to_pyarrow().to_pylist()[0]
     limits = " and ".join(
         f"select.{name} is {value:g}"
         for name, value in (("low", rule.low), ("high", rule.high))

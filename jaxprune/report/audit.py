@@ -24,17 +24,19 @@ from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
 from jaxprune.mix import weights
 from jaxprune.progress import meter
+from jaxprune.prune.criteria import CRITERIA
 from jaxprune.prune.score import Scorer
 from jaxprune.report import page, provenance, selection
 from jaxprune.report.headline import ARMS, pruned
 from jaxprune.report.surprisal import beginning, token_nats
 
 SHADES = (1, 2, 4, 6, 8, 10, 12)  # nats from which a token's background is the next shade
+_TO_INDEX = '<!doctype html><meta http-equiv="refresh" content="0; url=index.html"><title>audit</title>'
 _EXAMPLES = 3  # of each reason, by id
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
-    """Writes `index.html`, a page for each further selection, and `audit.json`.
+    """Writes `index.html`, a page for each further selection, and `audit.json`; the first one's name leads to its page.
 
     Raises:
       ArtifactMissing, StageError: as `provenance.read`.
@@ -52,6 +54,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             write_json(folder / "audit.json", figures)
             for name, file in files.items():
                 (folder / file).write_text(render(figures, name, files), encoding="utf-8")
+            (folder / f"{first}.html").write_text(_TO_INDEX)
 
         cluster.alone(write)
         return {"documents": len(figures["documents"]), "pages": len(files)}
@@ -141,6 +144,7 @@ def _selection(
         "rule": rule,
         "signals": selection.signals(rule),
         "unit": unit,
+        "further": {column: CRITERIA[column].unit for column in selection.further(rule)},
         "thresholds": thresholds,
     }
     return {

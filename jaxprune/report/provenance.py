@@ -77,7 +77,7 @@ def _stages(config: Config, workdir: Workdir) -> Iterator[tuple[str, Path, str]]
         yield f"train {name}", workdir.run(name), f"train CONFIG --only {name}"
     yield "score", workdir.score, "score CONFIG"
     for name in select.sources(config):
-        yield f"score: {name}", workdir.signal(name), select.command(config)
+        yield f"signal {name}", workdir.signal(name), select.command(config)
     yield "select", workdir.select, "select CONFIG"
     yield "mix", workdir.mix, "mix CONFIG"
     for name in config.final_runs:
@@ -102,7 +102,7 @@ def _origins(
     yield "score", score.settings_of(config), {**prepare, **score.inputs_of(config, workdir)}
     for name in select.sources(config):
         source = signals.SOURCES[name]
-        yield f"score: {name}", source.settings(config), {**prepare, **source.inputs(config, workdir)}
+        yield f"signal {name}", source.settings(config), {**prepare, **source.inputs(config, workdir)}
     yield "select", select.settings_of(config), select.inputs_of(config, workdir)
     yield "mix", weights.settings_of(config), {**prepare, "select": now["select"]}
     domains = TokenStore(workdir.prepare / "tokens").domains

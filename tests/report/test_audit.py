@@ -14,7 +14,7 @@ from report_artifacts import settings, texts, write_workdir
 from jaxprune import config
 from jaxprune.artifact import StageError, read_manifest
 from jaxprune.prune import select
-from jaxprune.report import audit, charts
+from jaxprune.report import audit, charts, numbers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -199,7 +199,7 @@ def test_documents_and_names_cannot_write_the_page(tmp_path):
     words = {"a<b>": [f"{evil} {i} {'pad ' * i}" for i in range(16)], "plain": texts(16)["code"]}
     _, workdir, figures = _made(tmp_path, settings(name="</title><b>bold", seeds=(0,)), words)
     assert any(evil in "".join(document["pieces"]) for document in figures["documents"].values())
-    for file in workdir.audit.glob("*.html"):
+    for file in set(workdir.audit.glob("*.html")) - {workdir.audit / "pruned.html"}:
         text = file.read_text()
         assert "<script" not in text and "<img" not in text and "<b>bold" not in text and "a<b>" not in text
         assert "<" not in re.sub(r'<i class="n\d[^"]*" title="[^"]*">|</i>', "", _shown(text))
@@ -217,7 +217,20 @@ def test_one_domain_and_every_criterion(tmp_path, criterion):
     assert any("lower threshold" in place for place in places) == ("low" in has.get(criterion, ()))
     assert any("upper threshold" in place for place in places) == ("high" in has.get(criterion, ()))
     assert {"kept, at random", "removed, at random", "lowest perplexity", "highest perplexity"} <= places
-    assert list(workdir.audit.glob("*.html")) == [workdir.audit / "index.html"]
+    assert {path.name for path in workdir.audit.glob("*.html")} == {"index.html", "pruned.html"}
+    assert "url=index.html" in (workdir.audit / "pruned.html").read_text()
+
+
+def test_a_document_shows_each_signal_that_decided(tmp_path):
+    rule = config.Select(signals=("prior_mean", "prior_std", "perplexity"), rate=0.4)
+    of = settings(select=rule, arms=("pruned",), seeds=(0,))
+    _, workdir, figures = _made(tmp_path, of, {"only": texts(40)["prose"]})
+    [shown] = figures["selections"]["pruned"]["examples"].values()
+    table = {row["number"]: row for row in _table(workdir, "pruned")}
+    page = (workdir.audit / "index.html").read_text()
+    for row in shown:
+        assert row["prior_std"] == table[row["number"]]["prior_std"]
+        assert f"prior std {numbers.score(row['prior_std'], 'probability')} · perplexity" in page
 
 
 def test_a_domain_of_which_nothing_is_kept_and_one_of_many_domains(tmp_path):

@@ -92,7 +92,7 @@ def test_a_signal_of_other_settings_is_refused(finished):
     signals.run(made, workdir)
     provenance.read(made, workdir, before="select")
     other = dataclasses.replace(made, score=config.Score(density=config.Density(bandwidth=0.5)))
-    with pytest.raises(StageError, match=r"`score: density` was not made .*bandwidth: .* -> 0.5"):
+    with pytest.raises(StageError, match=r"`signal density` was not made .*bandwidth: .* -> 0.5"):
         pipeline.select(other, workdir)
 
 
