@@ -152,8 +152,11 @@ def locked(workdir: Workdir) -> Iterator[None]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / ".lock").open("a"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context((folder / ".lock").open("a"))
+    except OSError as error:
+        raise StageError(f"nothing can be written to --workdir {folder}: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,8 +202,10 @@ def require(folder: Path, command: str) -> Manifest:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two trees of plain data, a line for each leaf."""
+    """What changed between two trees of plain data, a line for each leaf; one for a branch that is new or gone."""
     if isinstance(old, dict) or isinstance(new, dict):
+        if name and (old is None or new is None):
+            return [f"{name} is {'new' if old is None else 'gone'}"]
         before, after = (tree if isinstance(tree, dict) else {} for tree in (old, new))
         return [
             line
@@ -236,7 +241,12 @@ def build(
     if not cluster.alone(lambda: _begin(folder, partial, wanted)):
         cluster.until_seen(partial, partial.is_dir)
         begin = time.monotonic()
-        counts = make(partial)
+        try:
+            counts = make(partial)
+        except ValueError:
+            if cluster.is_first() and not _made(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         cluster.alone(lambda: _finish(folder, partial, wanted, counts, time.monotonic() - begin))
     return wait_for(folder, wanted.fingerprint)
 
@@ -287,7 +297,7 @@ def _open_partial(partial: Path, wanted: Manifest) -> None:
         if found.fingerprint == wanted.fingerprint:
             say(f"{wanted.stage}: continuing")
             return
-        if any(path.is_file() and path != started for path in partial.rglob("*")):
+        if _made(partial):
             aside = partial.with_name(f"{partial.name}-{found.fingerprint}")
             partial.rename(aside)
             say(
@@ -307,11 +317,21 @@ def _open_partial(partial: Path, wanted: Manifest) -> None:
     write_json(started, dataclasses.asdict(wanted))
 
 
+def _made(partial: Path) -> bool:
+    """Whether a stage has left anything in its folder yet."""
+    return any(path.is_file() and path.name != _STARTED for path in partial.rglob("*"))
+
+
 def _changes(old: Manifest, new: Manifest) -> str:
-    """What differs, short enough for a line."""
-    changed = differences(
+    """What differs, short enough for a line: settings that changed alike in several places are said once."""
+    lines = differences(
         {"settings": old.settings, "inputs": old.inputs}, {"settings": new.settings, "inputs": new.inputs}
     )
+    said: dict[str, str] = {}  # last part of a name, and what it became -> where first
+    for line in lines:
+        name, _, change = line.partition(" ")
+        said.setdefault(f"{name.rpartition('.')[2]} {change}", line)
+    changed = [*said.values()]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return "; ".join(changed[:3]) + more
 

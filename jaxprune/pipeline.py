@@ -20,7 +20,8 @@ def run(config: Config, workdir: Workdir) -> None:
 
     Raises:
       ValueError: before anything is made, a run does not fit the devices, or a model or a file that scores
-        or signals read cannot be used; after `prepare`, mix.weights does not fit the domains; or as the stages.
+        or signals read cannot be used; after `prepare`, mix.weights or select.rates does not fit the domains; or
+        as the stages.
     """
     _check_devices(config)
     _check_scoring(config)
@@ -63,11 +64,13 @@ def _check_scoring(config: Config) -> None:
 def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.data.store import TokenStore
     from jaxprune.mix.weights import proportions
+    from jaxprune.prune.select import check_rates
 
-    if config.mix.method != "fixed":
-        return
-    # How many tokens each keeps is not known yet, and fixed weights do not ask.
-    proportions(config.mix, dict.fromkeys(TokenStore(workdir.prepare / "tokens").domains, 1))
+    domains = TokenStore(workdir.prepare / "tokens").domains
+    check_rates(config.select, domains)
+    if config.mix.method == "fixed":
+        # How many tokens each keeps is not known yet, and fixed weights do not ask.
+        proportions(config.mix, dict.fromkeys(domains, 1))
 
 
 def _alone(folder: Path, make: Callable[[], Manifest]) -> None:
@@ -98,7 +101,9 @@ def score(config: Config, workdir: Workdir) -> None:
     """Scores the documents that may be pruned with the reference model."""
     from jaxprune.prune import score as stage
     from jaxprune.prune.signals import stage as signals
+    from jaxprune.report import provenance
 
+    provenance.read(config, workdir, before="score")
     stage.run(config, workdir)
     signals.run(config, workdir)
 
@@ -106,7 +111,9 @@ def score(config: Config, workdir: Workdir) -> None:
 def select(config: Config, workdir: Workdir) -> None:
     """Decides which documents each arm keeps."""
     from jaxprune.prune import select as stage
+    from jaxprune.report import provenance
 
+    provenance.read(config, workdir, before="select")
     _alone(workdir.select, lambda: stage.run(config, workdir))
 
 

@@ -46,8 +46,12 @@ class Meter:
         self._bar.update(self._task, advance=amount)
 
     def tell(self, note: str) -> None:
-        """Shows what is done before the first work is."""
+        """Shows what is done before the first work is; later it says nothing."""
+        if self._begin is not None:
+            return
         self._bar.update(self._task, note=note)
+        if not _console.is_terminal:
+            say(f"{self.title}: {note}")
 
     def add(self, amount: float, note: str = "") -> None:
         """`amount` more is done; `note` is shown behind it."""

@@ -165,12 +165,12 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]
 
     def read(words: list[str]) -> dict[str, float]:
         if len(words) % 2:
-            raise ValueError("write pairs of a domain and its weight")
+            raise ValueError("write pairs of a domain and a number, such as code 0.2 web 0.9")
         return {name: float(weight) for name, weight in zip(words[::2], words[1::2], strict=True)}
 
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="[DOMAIN WEIGHT ...]",
+        metavar="[DOMAIN NUMBER ...]",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=_words,

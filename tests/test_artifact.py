@@ -34,6 +34,16 @@ def test_a_changed_input_is_named_and_the_artifact_made_again(tmp_path, capsys):
     assert log[1] == ["started.json"]  # nothing of the old one is seen by the new
 
 
+def test_settings_that_change_alike_are_said_once(tmp_path, capsys):
+    log = []
+    rules = {name: {"rule": {"rate": 0.5, "low": 1}} for name in ("pruned", "random-0", "random-1")}
+    artifact.build(tmp_path / "a", "a", rules, {}, _make(log))
+    changed = {name: {"rule": {"rate": 0.3, "low": 2}} for name in rules} | {"none": {"rule": {"rate": 1}}}
+    artifact.build(tmp_path / "a", "a", changed, {}, _make(log))
+    said = "settings.pruned.rule.rate: 0.5 -> 0.3; settings.pruned.rule.low: 1 -> 2; settings.none is new\n"
+    assert said in capsys.readouterr().err
+
+
 def test_an_interrupted_build_is_handed_back_and_a_foreign_one_is_not(tmp_path):
     log = []
     for _ in range(2):
@@ -54,6 +64,15 @@ def test_what_was_begun_with_other_settings_is_kept_and_taken_up_again(tmp_path,
     assert "what was begun before (settings.x: 1 -> 2) is kept in" in capsys.readouterr().err
     artifact.build(tmp_path / "a", "a", {"x": 1}, {}, _make(log))
     assert log == [["started.json"], ["started.json"], ["part", "started.json"]]
+
+
+def test_a_stage_that_refuses_before_it_makes_anything_leaves_nothing(tmp_path):
+    def refuse(folder):
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        artifact.build(tmp_path / "a", "a", {"x": 1}, {}, refuse)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_kill_before_the_manifest_loses_nothing(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ WRONG = {
     "--final.model.n_heads 3 --final.model.n_kv_heads 3 --mesh.fsdp 4 --mesh.tensor 2": "n_heads is 3, which mesh.tensor=2",
     "--final.model.attention splash": "final: model.attention=splash runs on TPUs",
     "--mix.weights code 1": "set mix.method to fixed",
-    "--mix.method fixed --mix.weights code": "write pairs of a domain and its weight",
+    "--mix.method fixed --mix.weights code": "write pairs of a domain and a number",
     "--mix.method fixed --mix.weights code nan": "weights must not be negative or infinite",
     "--arms pruned within_domain --select.scope domain": "select.scope is domain, which makes the arms",
     "--arms pruned within_domain --select.criterion random": "select.criterion is random, which makes",

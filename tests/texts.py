@@ -19,6 +19,8 @@ class Silent(Meter):
     def __init__(self) -> None:
         self.done = 0.0
 
+    def tell(self, note: str) -> None: ...
+
     def add(self, amount: float, note: str = "") -> None:
         self.done += amount
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 NEUTRAL = {"neutral": True}
 
@@ -56,8 +56,10 @@ class Settings:
                 readable = re.sub(
                     r"\b(typing|jaxprune\.config\.\w+)\.|<class '(?:\w+\.)*(\w+)'>", r"\2", str(expected)
                 )
+                alone = get_origin(expected) is tuple and not isinstance(value, tuple | list)
+                hint = f", such as {(value,)!r}" if alone else ""
                 raise ValueError(
-                    f"{type(self).__name__}.{name} is {value!r}: give a value of type {readable}"
+                    f"{type(self).__name__}.{name} is {value!r}: give a value of type {readable}{hint}"
                 ) from None
         self.check_values()
 

@@ -29,7 +29,8 @@ class Select(Settings):
     rate: float = 0.5
     """Share that is kept; threshold does not use it."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Share that is kept of a domain, with scope domain; domains that are not named keep `rate`."""
+    """Share that is kept of a domain, with scope domain (--select.rates code .2 tests .9); domains that are not named
+    keep `rate`."""
     scope: Literal["global", "domain"] = "global"
     """Rank over the whole corpus, or inside each domain (which leaves the mixture as it is)."""
     weight: Literal["documents", "tokens"] = "documents"

@@ -72,7 +72,7 @@ def _make(parts: Sequence[corpus.Part], config: Config, folder: Path) -> dict[st
             _pack(tokens, folder, length)
     if work.exists():
         shutil.rmtree(work)
-    return _counts(folder)
+    return _counts(folder, config.corpus)
 
 
 def _read(
@@ -262,7 +262,7 @@ def _pack(documents: Path, folder: Path, sequence_tokens: int) -> None:
     unfinished.rename(folder / "tokens")
 
 
-def _counts(folder: Path) -> dict[str, Any]:
+def _counts(folder: Path, settings: Corpus) -> dict[str, Any]:
     """What came out, for the manifest and for the person who waits."""
     over_cap, unread, removed = Counter(), Counter(), Counter()
     for shard in sorted((folder / "documents").iterdir()):
@@ -279,19 +279,20 @@ def _counts(folder: Path) -> dict[str, Any]:
     say(
         f"prepare: {n_documents:,} documents, {n_tokens:,} tokens, {len(domains)} domains ({', '.join(domains)})"
     )
-    for title, counts in (("removed", removed), ("left out over corpus.max_domain_bytes", over_cap)):
+    cap = f"corpus.max_domain_bytes, {settings.max_domain_bytes or 0:,}"
+    for title, counts in (("removed", removed), (f"left out over {cap}", over_cap)):
         if counts:
             say(
                 f"prepare: {title}: {', '.join(f'{count:,} {name}' for name, count in sorted(counts.items()))}"
             )
     if unread:
-        say(f"prepare: not read beyond corpus.max_domain_bytes: {', '.join(sorted(unread))}")
-    for domain, splits in totals["documents"].items():
-        if splits["reference"] == 0:
-            say(
-                f"prepare: no document of {domain} is in the reference split, so the reference will not know it: "
-                "raise corpus.reference, or give more documents"
-            )
+        say(f"prepare: not read beyond {cap}: {', '.join(sorted(unread))}")
+    unknown = [domain for domain, splits in totals["documents"].items() if splits["reference"] == 0]
+    if unknown:
+        say(
+            f"prepare: no document of {', '.join(unknown)} is in the reference split, so the reference will not know "
+            f"{'it' if len(unknown) == 1 else 'them'}: raise corpus.reference, or give more documents"
+        )
     return {**totals, "removed": dict(removed), "over_cap": dict(over_cap), "unread_parts": dict(unread)}
 
 

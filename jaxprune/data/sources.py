@@ -73,13 +73,17 @@ class Part:
     version: str = ""  # of the TFDS dataset
 
 
-def parts(corpus: config.Corpus) -> list[Part]:
+def parts(corpus: config.Corpus, *, needs_domain: bool = True) -> list[Part]:
     """The parts of all sources: in the order of the sources, and by path within each.
+
+    Args:
+      corpus: its sources, and how they are read.
+      needs_domain: whether text files that have no domain are refused.
 
     Raises:
       ValueError: a source stands for nothing that can be read, or two of them for the same.
     """
-    found = [part for source in corpus.sources for part in _parts(source, corpus)]
+    found = [part for source in corpus.sources for part in _parts(source, corpus, needs_domain)]
     _check_distinct(found, corpus)
     return found
 
@@ -116,7 +120,7 @@ def _format(path: str) -> Format | None:
     return "text" if suffix in _TEXT_SUFFIXES else None
 
 
-def _parts(source: str, corpus: config.Corpus) -> list[Part]:
+def _parts(source: str, corpus: config.Corpus, needs_domain: bool) -> list[Part]:
     domain, path = _split_domain(source)
     if path == "embedded":
         if domain:
@@ -127,7 +131,7 @@ def _parts(source: str, corpus: config.Corpus) -> list[Part]:
         ]
     if path.startswith("tfds:"):
         return _tfds_parts(domain, path.removeprefix("tfds:"), corpus)
-    return _file_parts(source, domain, path)
+    return _file_parts(source, domain, path, needs_domain)
 
 
 def _split_domain(source: str) -> tuple[str, str]:
@@ -179,7 +183,9 @@ def _tfds_parts(domain: str, name: str, corpus: config.Corpus) -> list[Part]:
         known = {*prepared, *tfds.list_builders(with_community_datasets=False)}
         near = difflib.get_close_matches(dataset, sorted(known), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; set corpus.data_dir to where it is"
-        raise ValueError(f"corpus.sources: `tfds:{name}`: {str(error).splitlines()[0]}{hint}") from error
+        raise ValueError(
+            f"corpus.sources: `tfds:{name}`: {str(error).splitlines()[0].rstrip('.')}{hint}"
+        ) from error
     if not builder.is_prepared():
         raise ValueError(
             f"corpus.sources: `tfds:{name}` is not prepared in {builder.data_path}: set corpus.data_dir, or "
@@ -212,7 +218,7 @@ def _tfds_parts(domain: str, name: str, corpus: config.Corpus) -> list[Part]:
 # Files.
 
 
-def _file_parts(source: str, domain: str, path: str) -> list[Part]:
+def _file_parts(source: str, domain: str, path: str, needs_domain: bool) -> list[Part]:
     filesystem, root, pattern = _locate(path)
     scheme = path[: path.find("://") + 3] if "://" in path else ""
     target = filesystem.get_file_info(root)
@@ -249,7 +255,7 @@ def _file_parts(source: str, domain: str, path: str) -> list[Part]:
         ]  # fmt: skip
     if not texts:
         raise ValueError(_nothing(source, path, filesystem, target, pattern))
-    if list(texts) == [""]:
+    if needs_domain and list(texts) == [""]:
         raise ValueError(
             f"corpus.sources: {source!r} holds text files without a domain: put them into a folder for "
             f"each domain, or write DOMAIN={path}"
@@ -340,5 +346,7 @@ def _nothing(source: str, path: str, filesystem: fs.FileSystem, target: fs.FileI
         what = f"{posixpath.basename(target.path)} has a suffix that is not read"
     else:
         what = f"no file that can be read {'matches' if pattern else 'is in'} {path!r}"
-    holds = f"{folder} holds {', '.join(near)}" if near else f"{folder} is empty or missing"
+    here = "the current folder" if folder == "." else folder
+    there = filesystem.get_file_info(folder).type == fs.FileType.Directory
+    holds = f"{here} holds {', '.join(near)}" if near else f"{here} is {'empty' if there else 'missing too'}"
     return f"corpus.sources: {source!r}: {what}; {holds}. What is read: {_READABLE}"

@@ -48,8 +48,8 @@ def select(table: ir.Table, rule: Select | None, seed: int = 0, band: Band | Non
 
     Args:
       table: of any backend of Ibis; a DataFrame or an Arrow table `t` is `ibis.memtable(t)`, Parquet files
-        are `ibis.read_parquet(files)`. Columns: id, hash (of the id: a number from 0 to 2^62 - 1 that looks
-        random), domain, n_tokens, and for each signal of the rule one of its own name, or those that its
+        are `ibis.read_parquet(files)`. Columns: id, hash (`hash_of` the id, or another number from 0 to 2^62 - 1
+        that looks random), domain, n_tokens, and for each signal of the rule one of its own name, or those that its
         formula reads (prune/criteria.py).
       rule: which documents are kept; None: all of them.
       seed: of the criteria `random` and `proportional`; the others do not use it.
@@ -110,6 +110,11 @@ def columns_of(signals: tuple[Signal, ...]) -> tuple[str, ...]:
 def is_joint(rule: Select) -> bool:
     """Whether several rankings decide together."""
     return rule.combine == "intersection" and len(rule.signals) > 1 and rule.criterion != "random"
+
+
+def hash_of(identity: str) -> int:
+    """The column hash of a document: what breaks ties and draws, the same wherever and whenever it is computed."""
+    return int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") >> 2
 
 
 def uniform(hash_: Any, seed: int) -> Any:

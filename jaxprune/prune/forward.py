@@ -54,6 +54,7 @@ def of_windows(
             value_W[window_W] = np.asarray(value_B)[: len(window_W)]
             progress.add(int(size_W[window_W].sum()))
 
+    progress.tell("compiling")
     with jax.set_mesh(mesh):
         for batch in batches(tokens, windows, context=context, batch_tokens=batch_tokens, parts=parts):
             rows = (batch.tokens_BS, batch.length_B, batch.start_B)

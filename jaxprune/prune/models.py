@@ -155,6 +155,10 @@ def _folder(name: str) -> Path:
             f"there is no model {name}: name {' or '.join(TRAINED)}, or a folder that holds a finished training "
             "run or a model in Hugging Face format"
         )
+    if (folder / "train").is_dir():
+        raise ValueError(
+            f"{name} holds the runs of a config: name one of them, such as {folder / 'train' / 'reference'}"
+        )
     return folder
 
 

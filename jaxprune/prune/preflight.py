@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 
 from jaxprune.config import Config
-from jaxprune.data import corpus
 from jaxprune.model import attention
 from jaxprune.model.sharding import check_divides
 from jaxprune.prune import models, score
-from jaxprune.prune.signals import density, memorization
+from jaxprune.prune.signals import density, dsir, memorization
 
 
 def check(config: Config, mesh: jax.sharding.Mesh) -> None:
@@ -34,7 +31,4 @@ def check(config: Config, mesh: jax.sharding.Mesh) -> None:
     if "density" in config.signals:
         density.check_file(config.score.density)
     if "dsir" in config.signals and config.score.target is not None:
-        try:
-            corpus.parts(dataclasses.replace(config.corpus, sources=(config.score.target,)))
-        except ValueError as error:
-            raise ValueError(f"score.target: {error}") from None
+        dsir.parts(config.corpus, config.score.target)

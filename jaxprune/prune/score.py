@@ -10,7 +10,6 @@ Legend: N documents, W windows, B rows of a batch, S tokens of a row.
 from __future__ import annotations
 
 import functools
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from jaxprune.model.loss import next_token_nll
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import Meter
 from jaxprune.prune import models, shards
+from jaxprune.prune.bands import hash_of
 from jaxprune.prune.forward import of_windows
 from jaxprune.prune.translation import Translation
 from jaxprune.prune.windows import Windows, cut
@@ -231,7 +231,7 @@ def _table(
         {
             "number": numbers,
             "id": pa.array(ids, pa.string()),
-            "hash": pa.array([_hash(identity) for identity in ids], pa.int64()),
+            "hash": pa.array([hash_of(identity) for identity in ids], pa.int64()),
             "domain": pa.array([store.domains[domain] for domain in store.domain_N[numbers]], pa.string()),
             "n_tokens": n_tokens_N,
             "n_bytes": store.n_bytes_N[numbers],
@@ -240,8 +240,3 @@ def _table(
             "nll_windows": pa.ListArray.from_arrays(edge_N1.astype(np.int32), nll_W),
         }
     )
-
-
-def _hash(identity: str) -> int:
-    """What breaks ties and draws at random in selections: the same wherever and whenever it is computed."""
-    return int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") >> 2

@@ -6,12 +6,15 @@ Each document that an arm does not keep stays readable, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 import numpy as np
@@ -21,9 +24,11 @@ from pyarrow.dataset import dataset, field
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Select, identity
 from jaxprune.progress import say
+from jaxprune.prune import shards
 from jaxprune.prune.bands import Band, is_joint, select
 from jaxprune.prune.criteria import CRITERIA
 
+SCORE = "jaxprune score CONFIG"  # makes what this stage reads
 MEMORY = "4GB"  # of DuckDB; beyond it goes to disk
 _COLUMNS = ("number", "id", "domain", "n_tokens", "n_bytes", "score", "kept", "reason")
 # Less work than DuckDB's own choices, by a third: it gives up sooner to look for repeated values.
@@ -80,26 +85,24 @@ def run(config: Config, workdir: Workdir) -> Manifest:
 
     Raises:
       ArtifactMissing: the documents are not scored yet, or a signal is not computed.
-      ValueError: a signal was computed for other documents than were scored; as `select`.
+      StageError: a file of scores or of a signal is missing or damaged.
+      ValueError: a signal was computed for other documents than were scored; an arm keeps nothing; as `select`
+        and `check_rates`.
     """
+    folders = [*folders_of(config, workdir).values()]
 
     def make(folder: Path) -> dict[str, Any]:
-        connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
-        scores = read(connection, [workdir.score, *(workdir.signal(name) for name in _sources(config))])
-        shares = realised(scores, config.select) if config.select.criterion == "threshold" else None
-        summary = {}
-        for name, (rule, seed) in rules_of(config).items():
-            band = None if shares is None else band_of(name, shares)
-            summary[name] = write(folder, name, scores, rule, seed, band)
-            kept = summary[name]["all"]["after"]
-            say(
-                f"select: {name} keeps {kept['documents']:,} documents ({kept['share_documents']:.1%}), "
-                f"{kept['tokens']:,} tokens ({kept['share_tokens']:.1%})"
-            )
-        connection.disconnect()
-        shutil.rmtree(folder / "spill", ignore_errors=True)
-        write_json(folder / "summary.json", summary)
-        return {name: of["all"]["after"] for name, of in summary.items()}
+        for scored in folders:
+            shards.check_present(scored, SCORE)
+        try:
+            return _make(config, folders, folder)
+        except ValueError:
+            shutil.rmtree(folder)  # what was selected before is not continued
+            raise
+        except duckdb.Error:
+            for scored in folders:
+                shards.check_whole(scored, SCORE)
+            raise
 
     return build(workdir.select, "select", settings_of(config), inputs_of(config, workdir), make)
 
@@ -109,14 +112,62 @@ def settings_of(config: Config) -> dict[str, Any]:
     return {name: {"rule": _identity(rule), "seed": seed} for name, (rule, seed) in rules_of(config).items()}
 
 
+def sources(config: Config) -> tuple[str, ...]:
+    """The signal artifacts that the selections read."""
+    return tuple(
+        dict.fromkeys(source for signal in config.select.signals for source in CRITERIA[signal].sources)
+    )
+
+
+def command(config: Config) -> str:
+    """What makes the signals that the selections read."""
+    return f"score CONFIG --select.signals {' '.join(config.select.signals)}"
+
+
+def folders_of(config: Config, workdir: Workdir) -> dict[str, Path]:
+    """The artifacts that the selections read: the scores, and those of signals."""
+    return {"score": workdir.score} | {name: workdir.signal(name) for name in sources(config)}
+
+
 def inputs_of(config: Config, workdir: Workdir) -> dict[str, str]:
     """The fingerprints of the scores and the signals that the select artifact is made from.
 
     Raises:
       ArtifactMissing: one of them is not there yet.
     """
-    folders = {"score": workdir.score} | {name: workdir.signal(name) for name in _sources(config)}
-    return {name: require(folder, "jaxprune score CONFIG").fingerprint for name, folder in folders.items()}
+    return {
+        name: require(folder, SCORE if name == "score" else f"jaxprune {command(config)}").fingerprint
+        for name, folder in folders_of(config, workdir).items()
+    }
+
+
+def _make(config: Config, scored: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Makes the selections in `folder` from the shards of scores and signals."""
+    connection = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=str(folder / "spill"))
+    try:
+        scores = read(connection, scored)
+        check_rates(config.select, scores.domain.as_table().distinct().to_pyarrow()["domain"].to_pylist())
+        shares = realised(scores, config.select) if config.select.criterion == "threshold" else None
+        summary = {}
+        for name, (rule, seed) in rules_of(config).items():
+            band = None if shares is None else band_of(name, shares)
+            summary[name] = write(folder, name, scores, rule, seed, band)
+            kept = summary[name]["all"]["after"]
+            if kept["documents"] == 0:
+                removed = ", ".join(f"{n:,} {reason}" for reason, n in summary[name]["removed"].items())
+                raise ValueError(
+                    f"the selection {name} keeps no document ({removed}): raise select.rate, lower "
+                    "select.min_tokens, or give more documents"
+                )
+            say(
+                f"select: {name} keeps {kept['documents']:,} documents ({kept['share_documents']:.1%}), "
+                f"{kept['tokens']:,} tokens ({kept['share_tokens']:.1%})"
+            )
+    finally:
+        connection.disconnect()
+        shutil.rmtree(folder / "spill", ignore_errors=True)
+    write_json(folder / "summary.json", summary)
+    return {name: of["all"]["after"] for name, of in summary.items()}
 
 
 def read(connection: Any, folders: Sequence[Path]) -> ir.Table:
@@ -147,7 +198,11 @@ def read(connection: Any, folders: Sequence[Path]) -> ir.Table:
 
 
 def realised(scores: ir.Table, rule: Select) -> Band:
-    """Between which shares of the ranking a threshold keeps, counted as `rule.weight` says."""
+    """Between which shares of the ranking a threshold keeps, counted as `rule.weight` says.
+
+    Raises:
+      ValueError: it keeps nothing.
+    """
     size = _.n_tokens if rule.weight == "tokens" else ibis.literal(1, "int64")
     decided = select(scores, rule).select("reason", size=size)
     weights = decided.group_by("reason").agg(weight=_["size"].sum().cast("int64")).to_pyarrow()
@@ -156,7 +211,37 @@ def realised(scores: ir.Table, rule: Select) -> Band:
         by_reason.get(f"{side} the threshold" if side else "", 0) for side in ("below", "", "above")
     )
     total = max(below + kept + above, 1)
+    if kept == 0:
+        raise ValueError(_no_document(scores, rule))
     return Fraction(below, total), Fraction(below + kept, total)
+
+
+def check_rates(rule: Select, domains: Collection[str]) -> None:
+    """Raises ValueError: the rule has a rate for a domain that there is not."""
+    for name in rule.rates:
+        if name not in domains:
+            near = difflib.get_close_matches(name, domains, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its domains are {', '.join(sorted(domains))}"
+            raise ValueError(f"select.rates names {name}, which is no domain of the corpus: {hint}")
+
+
+def _no_document(scores: ir.Table, rule: Select) -> str:
+    """Why a threshold keeps nothing."""
+    [signal] = rule.signals
+    open_ended = dataclasses.replace(rule, low=-sys.float_info.max, high=None)
+    decided = select(scores, open_ended).filter(_.kept)
+    extent = decided.agg(low=decided.score.min(), high=decided.score.max()).to_pyarrow().to_pylist()[0]
+    limits = " and ".join(
+        f"select.{name} is {value:g}"
+        for name, value in (("low", rule.low), ("high", rule.high))
+        if value is not None
+    )
+    if extent["low"] is None:
+        return f"no document has {rule.min_tokens} tokens and a {signal}: lower select.min_tokens"
+    return (
+        f"{limits}, which keeps no document: {signal} goes from {extent['low']:.4g} to {extent['high']:.4g} "
+        f"({CRITERIA[signal].unit}), so set limits in between"
+    )
 
 
 def write(
@@ -227,13 +312,6 @@ def _write_kept(table: Path, path: Path, n_kept: int) -> None:
 def _without_windows(scores: ir.Table) -> ir.Table:
     """Without the lists of NLLs by window, which no rule reads."""
     return scores.drop(*({"nll_windows"} & set(scores.columns)))
-
-
-def _sources(config: Config) -> tuple[str, ...]:
-    """The signal artifacts that the selections read."""
-    return tuple(
-        dict.fromkeys(source for signal in config.select.signals for source in CRITERIA[signal].sources)
-    )
 
 
 def _is_product(rule: Select) -> bool:

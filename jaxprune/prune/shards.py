@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxprune import artifact, cluster
-from jaxprune.artifact import Manifest, write_json
+from jaxprune.artifact import Manifest, StageError, write_json
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import Meter, meter, say
 
@@ -104,6 +104,36 @@ def fill(
                 _write(path, table)
 
 
+def check_present(folder: Path, command: str) -> None:
+    """Whether a finished artifact still holds every document: by the footers of its files, which is quick.
+
+    Raises:
+      StageError: a shard was deleted or cut off; the message names `command`, which makes it again.
+    """
+    wanted = _manifest(folder).counts["documents"]
+    found = 0
+    for path in folder.glob("part-*.parquet"):
+        try:
+            found += pq.read_metadata(path).num_rows
+        except pa.ArrowInvalid:
+            raise _damaged(path, command) from None
+    if found != wanted:
+        raise StageError(
+            f"{folder} holds {found:,} of its {wanted:,} documents: run `{command}`, which makes again what is missing"
+        )
+
+
+def check_whole(folder: Path, command: str) -> None:
+    """Whether every byte of an artifact is as it was written.
+
+    Raises:
+      StageError: a shard is damaged; the message names `command`, which makes it again.
+    """
+    for path in sorted(folder.glob("part-*.parquet")):
+        if not _is_whole(path):
+            raise _damaged(path, command)
+
+
 def check_finite(table: pa.Table, title: str, store: TokenStore, fault: str = "") -> None:
     """Raises ValueError: a number of a document is not finite; it names the document, and ends with `fault`."""
     for field in table.schema:
@@ -117,6 +147,16 @@ def check_finite(table: pa.Table, title: str, store: TokenStore, fault: str = ""
                 f"{title}: {field.name} of document {name} is {wrong[field.name][0]} (and of {len(wrong) - 1} others "
                 f"not finite){fault and ': '}{fault}"
             )
+
+
+def _manifest(folder: Path) -> Manifest:
+    manifest = artifact.read_manifest(folder)
+    assert manifest is not None, folder
+    return manifest
+
+
+def _damaged(path: Path, command: str) -> StageError:
+    return StageError(f"{path} is damaged: run `{command}`, which makes it again")
 
 
 def _missing(folder: Path, title: str, n_documents: int, shard_documents: int) -> tuple[int, list[int]]:

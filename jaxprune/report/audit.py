@@ -24,23 +24,25 @@ from jaxprune.data import tokenizer
 from jaxprune.data.store import TokenStore
 from jaxprune.mix import weights
 from jaxprune.progress import meter
+from jaxprune.prune.criteria import CRITERIA
 from jaxprune.prune.score import Scorer
 from jaxprune.report import page, provenance, selection
 from jaxprune.report.headline import ARMS, pruned
 from jaxprune.report.surprisal import beginning, token_nats
 
 SHADES = (1, 2, 4, 6, 8, 10, 12)  # nats from which a token's background is the next shade
+_TO_INDEX = '<!doctype html><meta http-equiv="refresh" content="0; url=index.html"><title>audit</title>'
 _EXAMPLES = 3  # of each reason, by id
 
 
 def run(config: Config, workdir: Workdir) -> Manifest:
-    """Writes `index.html`, a page for each further selection, and `audit.json`.
+    """Writes `index.html`, a page for each further selection, and `audit.json`; the first one's name leads to its page.
 
     Raises:
       ArtifactMissing, StageError: as `provenance.read`.
       ValueError: there is no selection of the name audit.selection.
     """
-    manifests = provenance.read(config, workdir, last="select")
+    manifests = provenance.read(config, workdir, before="mix")
     summary = json.loads((workdir.select / "summary.json").read_text())
     first = _first_selection(config.audit.selection, summary)
 
@@ -52,6 +54,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
             write_json(folder / "audit.json", figures)
             for name, file in files.items():
                 (folder / file).write_text(render(figures, name, files), encoding="utf-8")
+            (folder / f"{first}.html").write_text(_TO_INDEX)
 
         cluster.alone(write)
         return {"documents": len(figures["documents"]), "pages": len(files)}
@@ -141,6 +144,7 @@ def _selection(
         "rule": rule,
         "signals": selection.signals(rule),
         "unit": unit,
+        "further": {column: CRITERIA[column].unit for column in selection.further(rule)},
         "thresholds": thresholds,
     }
     return {
@@ -247,10 +251,18 @@ def _repetition(
     except (ValueError, ArtifactMissing) as error:
         return {"tokens": tokens, "arms": {}, "error": str(error)}
     arms = {
-        arm: {"epochs": epochs, "words": weights.repetition(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}
+        arm: {"epochs": epochs, "words": _repeats(epochs), "often": max(epochs.values()) > weights.MANY_EPOCHS}
         for arm, epochs in weights.most_epochs(config, runs).items()
     }  # fmt: skip
     return {"tokens": tokens, "many": weights.MANY_EPOCHS, "arms": arms, "error": None}
+
+
+def _repeats(epochs: Mapping[str, float]) -> str:
+    """As `weights.repetition`; nothing repeats where less than all of a domain is drawn."""
+    domain = max(epochs, key=epochs.__getitem__)
+    if epochs[domain] > 1:
+        return weights.repetition(epochs)
+    return f"repeats nothing: it draws {epochs[domain]:.2g} of {domain}, and of no domain more"
 
 
 def render(figures: Mapping[str, Any], name: str, files: Mapping[str, str]) -> str:
@@ -276,6 +288,11 @@ def render(figures: Mapping[str, Any], name: str, files: Mapping[str, str]) -> s
         files=files,
         of=figures["selections"][name],
         drawn=drawn,
+        has_thresholds=any(
+            edge is not None
+            for edges in figures["selections"][name]["thresholds"].values()
+            for edge in edges.values()
+        ),
         shades=SHADES,
         arms=ARMS,
     )

@@ -53,6 +53,11 @@ def signals(rule: Rule | None) -> list[str]:
     return ["perplexity"] if rule is None else [signal.replace("_", " ") for signal in rule["signals"]]
 
 
+def further(rule: Rule | None) -> tuple[str, ...]:
+    """The columns of the signals behind the first."""
+    return () if rule is None else tuple(rule["signals"][1:])
+
+
 def unit(rule: Rule | None) -> str | None:
     """Of the column `score`; None: NLL in nats per token, which is log-perplexity."""
     if rule is None or rule["signals"][0] == "perplexity":
@@ -71,7 +76,7 @@ def ranked(table: ir.Table, rule: Rule | None) -> ir.Table:
     """The documents of a selection's table that have a rank: not too short for one, and a value of each signal."""
     if rule is None:
         return table.filter(_.n_tokens >= 1, _.score.notnull())
-    columns = ("score", *rule["signals"][1:])
+    columns = ("score", *further(rule))
     return table.filter(_.n_tokens >= rule["min_tokens"], *(_[column].notnull() for column in columns))
 
 
@@ -242,8 +247,8 @@ def choose(
       seed: of the random ones; None: there are none.
 
     Returns:
-      number, id, domain, n_tokens, n_bytes, score, kept, reason and places (in words) of each document,
-      by domain and ascending score.
+      number, id, domain, n_tokens, n_bytes, score, further signals, kept, reason and places (in words) of each
+      document, by domain and ascending score.
     """
     everything = table.inner_join(_limits(thresholds), "domain")
     documents = ranked(everything, rule)
@@ -266,7 +271,7 @@ def choose(
     found: dict[int, set[str]] = {}
     for row in ibis.union(*queries).to_pyarrow().to_pylist():
         found.setdefault(row["number"], set()).add(row["place"])
-    columns = ("number", "id", "domain", "n_tokens", "n_bytes", "score", "kept", "reason")
+    columns = ("number", "id", "domain", "n_tokens", "n_bytes", "score", *further(rule), "kept", "reason")
     chosen = table.filter(_.number.isin(list(found))).select(*columns).order_by("domain", "score", "number")
     return [
         row | {"places": [place for place in places if place in found[row["number"]]]}

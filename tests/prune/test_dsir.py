@@ -100,6 +100,15 @@ def test_a_changed_target_is_another_input(target):
     assert dsir.inputs(Corpus(), target) != before
 
 
+def test_a_target_of_plain_text_needs_no_domain(store, prepare, target, tmp_path):
+    (tmp_path / "wanted").mkdir()
+    for number, text in enumerate(TARGET):
+        (tmp_path / "wanted" / f"{number}.txt").write_text(text)
+    assert (
+        weights(store, prepare, str(tmp_path / "wanted")).tolist() == weights(store, prepare, target).tolist()
+    )
+
+
 def test_a_target_that_is_missing_says_so():
     with pytest.raises(ValueError, match="score.target"):
         Config(name="x", select=Select(signals=("dsir",)))

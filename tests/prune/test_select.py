@@ -1,11 +1,13 @@
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jaxprune.artifact import ArtifactMissing, Workdir, write_json
+from jaxprune.artifact import ArtifactMissing, StageError, Workdir, write_json
 from jaxprune.config import Config, Select
 from jaxprune.prune import select
 
@@ -33,7 +35,9 @@ def workdir(tmp_path):
     )
     for part in range(2):
         pq.write_table(table.slice(45 * part, 45), workdir.score / f"part-{part:05d}.parquet")
-    write_json(workdir.score / "manifest.json", {"stage": "score", "settings": {}})
+    write_json(
+        workdir.score / "manifest.json", {"stage": "score", "settings": {}, "counts": {"documents": 90}}
+    )
     return workdir
 
 
@@ -102,7 +106,7 @@ def test_the_same_scores_in_other_shards_give_the_same_files(workdir, tmp_path):
     table = pa.concat_tables([pq.read_table(path) for path in sorted(workdir.score.glob("*.parquet"))])
     for part in range(9):
         pq.write_table(table.slice(10 * part, 10), other.score / f"part-{part:05d}.parquet")
-    write_json(other.score / "manifest.json", {"stage": "score", "settings": {}})
+    shutil.copy(workdir.score / "manifest.json", other.score)
     select.run(settings, other)
     for name in ("pruned", "random-0"):
         for kind in ("parquet", "npy"):
@@ -118,7 +122,13 @@ def add_signal(workdir, name, column, numbers, values, parts=2):
     size = -(-len(table) // parts)
     for part in range(parts):
         pq.write_table(table.slice(size * part, size), folder / f"part-{part:05d}.parquet")
-    write_json(folder / "manifest.json", {"stage": name, "settings": {"parts": parts}})
+    _finish(folder, parts=parts)
+
+
+def _finish(folder, **settings):
+    write_json(
+        folder / "manifest.json", {"stage": folder.name, "settings": settings, "counts": {"documents": 90}}
+    )
 
 
 @pytest.mark.parametrize("combine", ["intersection", "product"])
@@ -155,16 +165,74 @@ def test_a_signal_of_other_documents_is_refused(workdir):
 
 def test_a_signal_that_is_not_computed_names_the_command(workdir):
     settings = Config(name="x", select=Select(signals=("information",)), arms=("pruned",))
-    with pytest.raises(ArtifactMissing, match="unigram is not there yet: run `jaxprune score CONFIG`"):
+    with pytest.raises(
+        ArtifactMissing,
+        match="unigram is not there yet: run `jaxprune score CONFIG --select.signals information`",
+    ):
         select.run(settings, workdir)
+
+
+@pytest.mark.parametrize("artifact", ["score", "density"])
+def test_fewer_documents_than_were_scored_are_refused(workdir, artifact):
+    """A selection of less would be taken for one of all when the shard is there again."""
+    add_signal(workdir, "density", "density", np.arange(100, 190), np.arange(90.0))
+    folder = workdir.score if artifact == "score" else workdir.signal("density")
+    shard = folder / "part-00001.parquet"
+    whole = shard.read_bytes()
+    settings = Config(name="x", select=Select(signals=("density",)), arms=("none", "pruned"))
+    shard.unlink()
+    with pytest.raises(StageError, match="holds 45 of its 90 documents: run `jaxprune score CONFIG`"):
+        select.run(settings, workdir)
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(StageError, match="part-00001.parquet is damaged: run `jaxprune score CONFIG`"):
+        select.run(settings, workdir)
+    shard.write_bytes(whole)
+    select.run(settings, workdir)
+    summary = json.loads((workdir.select / "summary.json").read_text())
+    assert summary["none"]["all"]["before"]["documents"] == 90
+
+
+def test_a_shard_that_cannot_be_read_is_named(workdir):
+    """Its footer is whole, so that only the checksum tells."""
+    shard = workdir.score / "part-00001.parquet"
+    for path in workdir.score.glob("*.parquet"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    content = bytearray(shard.read_bytes())
+    content[4:2000] = bytes(1996)
+    shard.write_bytes(content)
+    with pytest.raises(StageError, match="part-00001.parquet is damaged: run `jaxprune score CONFIG`"):
+        select.run(Config(name="x", arms=("pruned",)), workdir)
 
 
 def test_an_input_that_changes_makes_the_selection_again(workdir):
     add_signal(workdir, "density", "density", np.arange(100, 190), np.arange(90.0))
     settings = Config(name="x", select=Select(signals=("density",), criterion="low"), arms=("pruned",))
     first = select.run(settings, workdir)
-    write_json(workdir.signal("density") / "manifest.json", {"stage": "density", "settings": {"other": 1}})
+    _finish(workdir.signal("density"), other=1)
     assert select.run(settings, workdir).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            {"criterion": "threshold", "low": 9.0},
+            r"select.low is 9, .*perplexity goes from 2\.\d+ to 5\.9\d+",
+        ),
+        (
+            {"criterion": "threshold", "high": 1.0},
+            r"select.high is 1, .*from 2\.\d+ to 5\.9\d+ \(nats per token",
+        ),
+        ({"min_tokens": 5000}, r"pruned keeps no document \(90 under 5000 tokens\): "),
+        ({"criterion": "threshold", "low": 0.0, "min_tokens": 5000}, "no document has 5000 tokens"),
+        ({"scope": "domain", "rates": {"esy": 0.1}}, "names esy, which is no domain .*did you mean easy"),
+    ],
+)
+def test_a_selection_of_nothing_is_refused(workdir, rule, said):
+    with pytest.raises(ValueError, match=said):
+        select.run(Config(name="x", select=Select(**rule), arms=("pruned", "random")), workdir)
+    assert not list(workdir.root.glob("select*"))
 
 
 @pytest.mark.parametrize("weight", ["documents", "tokens"])

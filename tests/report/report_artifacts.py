@@ -194,6 +194,7 @@ def _score(workdir: Workdir, store: TokenStore, settings: config.Config) -> None
         12.5,
         score.settings_of(settings),
         inputs,
+        documents=len(scores),
         tokens=tokens,
         parameters=flops.n_params(model, store.vocab_size),
         flops=tokens * forward_flops,

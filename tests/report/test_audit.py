@@ -14,7 +14,7 @@ from report_artifacts import settings, texts, write_workdir
 from jaxprune import config
 from jaxprune.artifact import StageError, read_manifest
 from jaxprune.prune import select
-from jaxprune.report import audit, charts
+from jaxprune.report import audit, charts, numbers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -199,7 +199,7 @@ def test_documents_and_names_cannot_write_the_page(tmp_path):
     words = {"a<b>": [f"{evil} {i} {'pad ' * i}" for i in range(16)], "plain": texts(16)["code"]}
     _, workdir, figures = _made(tmp_path, settings(name="</title><b>bold", seeds=(0,)), words)
     assert any(evil in "".join(document["pieces"]) for document in figures["documents"].values())
-    for file in workdir.audit.glob("*.html"):
+    for file in set(workdir.audit.glob("*.html")) - {workdir.audit / "pruned.html"}:
         text = file.read_text()
         assert "<script" not in text and "<img" not in text and "<b>bold" not in text and "a<b>" not in text
         assert "<" not in re.sub(r'<i class="n\d[^"]*" title="[^"]*">|</i>', "", _shown(text))
@@ -217,14 +217,29 @@ def test_one_domain_and_every_criterion(tmp_path, criterion):
     assert any("lower threshold" in place for place in places) == ("low" in has.get(criterion, ()))
     assert any("upper threshold" in place for place in places) == ("high" in has.get(criterion, ()))
     assert {"kept, at random", "removed, at random", "lowest perplexity", "highest perplexity"} <= places
-    assert list(workdir.audit.glob("*.html")) == [workdir.audit / "index.html"]
+    assert {path.name for path in workdir.audit.glob("*.html")} == {"index.html", "pruned.html"}
+    assert "url=index.html" in (workdir.audit / "pruned.html").read_text()
+
+
+def test_a_document_shows_each_signal_that_decided(tmp_path):
+    rule = config.Select(signals=("prior_mean", "prior_std", "perplexity"), rate=0.4)
+    of = settings(select=rule, arms=("pruned",), seeds=(0,))
+    _, workdir, figures = _made(tmp_path, of, {"only": texts(40)["prose"]})
+    [shown] = figures["selections"]["pruned"]["examples"].values()
+    table = {row["number"]: row for row in _table(workdir, "pruned")}
+    page = (workdir.audit / "index.html").read_text()
+    for row in shown:
+        assert row["prior_std"] == table[row["number"]]["prior_std"]
+        assert f"prior std {numbers.score(row['prior_std'], 'probability')} · perplexity" in page
 
 
 def test_a_domain_of_which_nothing_is_kept_and_one_of_many_domains(tmp_path):
     domains = tuple(f"domain {n:02d}" for n in range(12))
-    rule = config.Select(criterion="threshold", high=0.0)  # keeps nothing at all
+    rule = config.Select(criterion="threshold", high=1.902)  # keeps one document
     shown = config.Audit(domains=3, documents=1, characters=40)
     of = settings(select=rule, arms=("pruned",), seeds=(0,), audit=shown)
+    longer = dataclasses.replace(of.final.model, context=128)  # than that document
+    of = dataclasses.replace(of, final=dataclasses.replace(of.final, model=longer))
     made, workdir = write_corpus_only(tmp_path, of, texts(12, domains))
     audit.run(made, workdir)
     figures = json.loads((workdir.audit / "audit.json").read_text())
@@ -233,14 +248,15 @@ def test_a_domain_of_which_nothing_is_kept_and_one_of_many_domains(tmp_path):
     assert set(selection["distribution"]["domains"]) == set(domains) == set(selection["thresholds"])
     lost = {d: of["before"]["tokens"] for d, of in selection["composition"]["domains"].items()}
     assert set(selection["shown"]) == set(sorted(lost, key=lambda d: -lost[d])[:3])
-    assert not any(row["kept"] for rows in selection["examples"].values() for row in rows)
-    assert "no document is kept" in figures["repetition"]["error"]
+    assert selection["composition"]["all"]["after"]["documents"] == 1
+    assert not all(any(row["kept"] for row in rows) for rows in selection["examples"].values())
+    assert "no domain keeps as much as one row" in figures["repetition"]["error"]
     page = (workdir.audit / "index.html").read_text()
     assert "cannot be trained on" in page and all(domain in page for domain in domains)
 
 
 def write_corpus_only(root, of, words):
-    """As `write_workdir`, up to the selection: `mix` would refuse to train on nothing."""
+    """As `write_workdir`, up to the selection: `mix` would refuse to train on less than a row."""
     made, workdir = write_workdir(root, dataclasses.replace(of, select=config.Select()), words, {})
     made = dataclasses.replace(made, select=of.select)
     select.run(made, workdir)

@@ -7,10 +7,11 @@ import shutil
 import pytest
 from report_artifacts import finish, settings, texts, write_workdir
 
-from jaxprune import config
-from jaxprune.artifact import StageError, Workdir, write_json
+from jaxprune import config, pipeline
+from jaxprune.artifact import ArtifactMissing, StageError, Workdir, write_json
 from jaxprune.mix import weights
 from jaxprune.prune import select
+from jaxprune.prune.signals import stage as signals
 from jaxprune.report import provenance
 
 
@@ -40,8 +41,8 @@ def test_one_run_is_accepted_and_named_stage_by_stage(finished):
         ("corpus", {"heldout": 0.25}, "prepare", "corpus.heldout: 0.2 -> 0.25"),
         ("tokenizer", {"vocab_size": 500}, "prepare", "tokenizer.vocab_size: 400 -> 500"),
         ("reference", {"tokens": 70_000}, "train reference", "run.tokens: 60000 -> 70000"),
-        ("select", {"rate": 0.2}, "select", "pruned.rule.rate: 0.5 -> 0.2"),
-        ("select", {"criterion": "low"}, "select", "pruned.rule.criterion: medium -> low"),
+        ("select", {"rate": 0.2}, "select", "select.rate: 0.5 -> 0.2"),
+        ("select", {"criterion": "low"}, "select", "select.criterion: medium -> low"),
         ("mix", {"method": "uniform"}, "mix", "mix.method: natural -> uniform"),
         ("final", {"tokens": 300_000}, "mix", "rows: 3128 -> 4688"),
         ("final", {"optimizer": config.Optimizer(peak_lr=1)}, "train none-0", "run.optimizer.peak_lr: "),
@@ -53,6 +54,46 @@ def test_a_setting_of_the_report_alone_is_refused(finished, part, changes, stage
     message = rf"`{stage}` was not made .*\({what}.*\): run `jaxprune run CONFIG`"
     with pytest.raises(StageError, match=message):
         provenance.read(other, workdir)
+
+
+@pytest.mark.parametrize(
+    ("stage", "part", "changes", "what", "commands"),
+    [
+        (
+            *("select", "corpus", {"max_domain_bytes": 9}, "`prepare` .*corpus.max_domain_bytes: None -> 9"),
+            ("prepare CONFIG", "train CONFIG --only reference", "score CONFIG"),
+        ),
+        ("select", "score", {"context": 32}, "`score` .*context: 64 -> 32", ("score CONFIG",)),
+        (
+            *("score", "reference", {"tokens": 70_000}, "`train reference` .*run.tokens: 60000 -> 70000"),
+            ("train CONFIG --only reference",),
+        ),
+        (
+            *("audit", "select", {"signals": ("nll",)}, r"`select` .*\(select.signals: .*\)"),
+            ("select CONFIG",),
+        ),
+    ],
+)
+def test_a_stage_refuses_what_was_made_from_other_settings(finished, stage, part, changes, what, commands):
+    """The commands that make it again are all, and no more than, what is out of date before the stage."""
+    made, workdir = finished
+    other = dataclasses.replace(made, **{part: dataclasses.replace(getattr(made, part), **changes)})
+    run = ", then ".join(f"`jaxprune {command}`" for command in commands)
+    with pytest.raises(StageError, match=f"{what}.*: run {run}$"):
+        getattr(pipeline, stage)(other, workdir)
+
+
+def test_a_signal_of_other_settings_is_refused(finished):
+    """The selection would else be called up to date, though the setting is another."""
+    made, workdir = finished
+    made = dataclasses.replace(made, select=config.Select(signals=("density",)))
+    with pytest.raises(ArtifactMissing, match=r"run `jaxprune score CONFIG --select.signals density`"):
+        pipeline.select(made, workdir)
+    signals.run(made, workdir)
+    provenance.read(made, workdir, before="select")
+    other = dataclasses.replace(made, score=config.Score(density=config.Density(bandwidth=0.5)))
+    with pytest.raises(StageError, match=r"`signal density` was not made .*bandwidth: .* -> 0.5"):
+        pipeline.select(other, workdir)
 
 
 def test_what_changes_no_result_is_no_other_setting(finished):

@@ -81,12 +81,17 @@ def load(settings: Corpus, target: str, folder: Path, store: TokenStore) -> Meas
 
 def inputs(settings: Corpus, target: str) -> dict[str, str]:
     """The fingerprint of each part of the target."""
-    return {f"target {part.name}": corpus.fingerprint(part) for part in _parts(settings, target)}
+    return {f"target {part.name}": corpus.fingerprint(part) for part in parts(settings, target)}
 
 
-def _parts(settings: Corpus, target: str) -> list[corpus.Part]:
+def parts(settings: Corpus, target: str) -> list[corpus.Part]:
+    """The parts of the target, which needs no domain.
+
+    Raises:
+      ValueError: the target stands for nothing that can be read.
+    """
     try:
-        return corpus.parts(dataclasses.replace(settings, sources=(target,)))
+        return corpus.parts(dataclasses.replace(settings, sources=(target,)), needs_domain=False)
     except ValueError as error:
         raise ValueError(f"score.target: {error}") from None
 
@@ -94,13 +99,13 @@ def _parts(settings: Corpus, target: str) -> list[corpus.Part]:
 def _texts(settings: Corpus, target: str) -> Iterator[str]:
     """The texts of the target, whose records need no id and no domain."""
     settings = dataclasses.replace(settings, id_field="")
-    parts = _parts(settings, target)
-    with meter("dsir: target", sum(part.n_bytes for part in parts), "bytes") as progress:
-        for part in parts:
+    found = parts(settings, target)
+    with meter("dsir: target", sum(part.n_bytes for part in found), "bytes") as progress:
+        for part in found:
             part = dataclasses.replace(part, domain=part.domain or "target")
-            for found in corpus.read(part, settings, progress.add):
-                if isinstance(found, corpus.Document):
-                    yield found.text
+            for document in corpus.read(part, settings, progress.add):
+                if isinstance(document, corpus.Document):
+                    yield document.text
 
 
 def _log_share(count_F: np.ndarray) -> np.ndarray:
