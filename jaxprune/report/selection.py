@@ -19,6 +19,7 @@ import ibis.expr.types as ir
 import numpy as np
 from ibis import _
 
+from jaxprune.config import Signal
 from jaxprune.prune.criteria import CRITERIA
 from jaxprune.prune.select import MEMORY
 
@@ -53,7 +54,7 @@ def signals(rule: Rule | None) -> list[str]:
     return ["perplexity"] if rule is None else [signal.replace("_", " ") for signal in rule["signals"]]
 
 
-def further(rule: Rule | None) -> tuple[str, ...]:
+def further(rule: Rule | None) -> tuple[Signal, ...]:
     """The columns of the signals behind the first."""
     return () if rule is None else tuple(rule["signals"][1:])
 
