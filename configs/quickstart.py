@@ -6,7 +6,9 @@ Eight domains (code, tests, docstrings, manuals, licences, ...), a reference of 
 arms with two seeds each.
 """
 
-from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Score, Select, Tokenizer
+from dataclasses import replace
+
+from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Score, Select, Swarm, Tokenizer
 
 
 def config() -> Config:
@@ -42,4 +44,5 @@ def config() -> Config:
         score=Score(batch_tokens=8192),
         select=Select(criterion="medium", rate=0.5),
         final=run,
+        swarm=Swarm(proxy=replace(run, tokens=100_000, validate_every=250)),  # for mix.method law
     )

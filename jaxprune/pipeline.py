@@ -120,7 +120,9 @@ def select(config: Config, workdir: Workdir) -> None:
 def mix(config: Config, workdir: Workdir) -> None:
     """Decides the proportions of the domains in each final run."""
     from jaxprune.mix import weights as stage
+    from jaxprune.report import provenance
 
+    provenance.read(config, workdir, before="mix")
     _alone(workdir.mix, lambda: stage.run(config, workdir))
 
 

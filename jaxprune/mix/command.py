@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxprune.artifact import Workdir, require, write_json
@@ -44,6 +45,10 @@ def main(command: str, arguments: Sequence[str], description: str) -> int:
       ValueError, ArtifactMissing: one line on what is wrong.
     """
     options = _parser(command, description).parse_args(list(arguments))
+    if options.out is not None and not options.out.resolve().parent.is_dir():
+        raise ValueError(
+            f"--out is {options.out}: there is no folder {options.out.resolve().parent}, make it first"
+        )
     source = _source(options.table, options.workdir)
     for note in source.table.notes:
         say(f"{options.table}: {note}")
@@ -64,7 +69,7 @@ def _fit(options: argparse.Namespace, source: Source) -> dict[str, Any]:
     )
     for one in coefficients:
         interval = "" if np.isnan(one.low) else f"{one.low:.4g} to {one.high:.4g}"
-        table.add_row(one.target, one.name, f"{one.value:.4g}", interval)
+        table.add_row(one.target, escape(one.name), f"{one.value:.4g}", interval)
     if coefficients:
         _print(table)
     else:
@@ -123,7 +128,7 @@ def _compare(options: argparse.Namespace, source: Source) -> dict[str, Any]:
         raise ValueError(f"there is no law {unknown[0]}: the laws are {', '.join(LAWS)}")
     held_out = None if options.held_out is None else MixtureTable.read(options.held_out)
     laws = {name: LAWS[name] for name in options.laws or LAWS if name != "power"}
-    found = compare(source.table, laws, held_out)
+    found = compare(source.table, laws, held_out, lambda name: say(f"{name}: fitting"))
     for name, why in found.failed.items():
         say(f"{name}: {why}")
     _show_comparison(found)
@@ -164,7 +169,13 @@ def _kept(config: Config, workdir: Workdir) -> dict[str, float]:
     summary = workdir.select / "summary.json"
     if summary.is_file():
         selections = json.loads(summary.read_text())
-        kept = kept_tokens(selections[selection_of(config.proxy_arm, config.seeds[0])], store.domains)
+        name = selection_of(config.proxy_arm, config.seeds[0])
+        if name not in selections:
+            raise ValueError(
+                f"the artifacts in {workdir.root} have no selection {name}, so that they are of other settings: name "
+                f"{workdir.table / 'table.csv'} in place of the CONFIG"
+            )
+        kept = kept_tokens(selections[name], store.domains)
     else:
         from jaxprune.mix.proxies import pool
 
@@ -175,7 +186,11 @@ def _kept(config: Config, workdir: Workdir) -> dict[str, float]:
 def _show_optimum(best: Optimum, natural: dict[str, float] | None) -> None:
     total = sum(natural.values()) if natural else 0.0
     weights = Table(
-        "domain", "weight", "natural", "bound", title=f"optimum of {best.law} at {best.tokens:.3g} tokens"
+        "domain",
+        "weight",
+        "natural",
+        "bound",
+        title=f"optimum of {best.law}" + (f" at {best.tokens:.3g} tokens" if best.tokens > 1 else ""),
     )
     for domain, weight in best.weights.items():
         own = f"{natural.get(domain, 0) / total:.4f}" if natural else ""

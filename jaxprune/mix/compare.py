@@ -5,7 +5,7 @@ Legend: N held-out rows, E targets, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,13 +62,19 @@ class Comparison:
     failed: dict[str, str]
 
 
-def compare(table: MixtureTable, laws: Mapping[str, Law], held_out: MixtureTable | None = None) -> Comparison:
+def compare(
+    table: MixtureTable,
+    laws: Mapping[str, Law],
+    held_out: MixtureTable | None = None,
+    tell: Callable[[str], None] = lambda name: None,
+) -> Comparison:
     """Held-out errors of laws.
 
     Args:
       table: to fit, or, without `held_out`, to split by mixtures.
       laws: by the name they are shown under.
       held_out: other mixtures of the same domains.
+      tell: called with the name of each law before it is fitted.
 
     Raises:
       ValueError: the tables do not fit each other, or runs share no number of tokens.
@@ -88,6 +94,7 @@ def compare(table: MixtureTable, laws: Mapping[str, Law], held_out: MixtureTable
         )
     at_end, along, failed = {}, {}, {}
     for name, law in laws.items():
+        tell(name)
         try:
             at_end[name] = errors(law.fit(end), held_out_end)
             if isinstance(law, ParametricLaw) and varies(fit_table.tokens_R):

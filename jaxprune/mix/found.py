@@ -15,6 +15,7 @@ from jaxprune.artifact import Workdir, require
 from jaxprune.config import Config
 from jaxprune.config.mix import MANY_EPOCHS
 from jaxprune.data.store import TokenStore
+from jaxprune.mix.design import recommended_runs
 from jaxprune.mix.entropy import Entropies, entropies
 from jaxprune.mix.laws import LAWS
 from jaxprune.mix.table import MixtureTable
@@ -42,6 +43,12 @@ def by_law(config: Config, workdir: Workdir) -> Find:
     for note in table.notes:
         say(f"mix: {note}")
     table = table if config.mix.law == "joint" else table.end()
+    wanted = recommended_runs(len(table.domains), config.mix.law)
+    if table.n_mixtures < wanted:
+        say(
+            f"mix: {table.n_mixtures} mixtures are few for {len(table.domains)} domains and the law {config.mix.law}, "
+            f"which wants {wanted}: set swarm.runs"
+        )
     fitted, second = LAWS[config.mix.law].fit(table), LAWS[config.mix.second].fit(table)
     known: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
 
@@ -79,12 +86,15 @@ def by_entropy(config: Config, store: TokenStore) -> Find:
         mixed_K = np.array([drawn[name] > 0 for name in store.domains])
         measured = documents[mixed_K[store.domain_N[documents]]]
         n_documents_K = np.bincount(store.domain_N[measured], minlength=len(store.domains))
-        least = min(kept[name] for name, mixed in zip(store.domains, mixed_K, strict=True) if mixed)
+        smallest = min(
+            (n for n, mixed in zip(store.domains, mixed_K, strict=True) if mixed), key=kept.__getitem__
+        )
+        least = kept[smallest]
         fewest = int(n_documents_K[mixed_K].min())
         if least < _FEW_TOKENS or fewest < _FEW_DOCUMENTS:
             say(
-                f"mix: the smallest domain has {least:,} tokens in {fewest} documents, in which entropies say little: "
-                "leave it out, or use another mix.method"
+                f"mix: {smallest} has {least:,} tokens, and the least documents of a domain are {fewest}: all are measured "
+                "in as many, in which entropies say little"
             )
         if measured.tobytes() not in known:
             known[measured.tobytes()] = entropies(

@@ -21,6 +21,7 @@ from jaxprune.mix.table import MixtureTable
 _STEP = 1e-5  # of central differences in proportions
 _STARTS = 8
 _TINY = 1e-12
+_NOISE = 1e-3  # nats, of a mean loss: nearer mixtures are not told apart
 _ROUNDING = 1e-9  # of sums of bounds
 _SAMPLES, _BEST = 20_000, 128  # of mixtures, where a law has no slopes
 
@@ -88,6 +89,13 @@ def optimum(
     table = fitted.table
     _check(fitted, second, available, tokens, epochs)
     natural_K = _proportions(natural, fitted.domains, "natural")
+    missing = [] if natural is None else [name for name in fitted.domains if name not in natural]
+    if missing:
+        raise ValueError(
+            f"natural leaves out {', '.join(missing)}: give every domain; 0 for one that the corpus lacks"
+        )
+    if not 0 <= kl < np.inf:
+        raise ValueError(f"kl is {kl:g}: give a finite number, 0 or more")
     if kl > 0 and natural_K is None:
         raise ValueError(f"kl is {kl:g} but there is no natural mixture to stay near: give natural")
     share_E = _shares(evaluation, fitted.targets)
@@ -116,7 +124,15 @@ def optimum(
         tokens=planned,
         compared=compared,
         bounded=_bounded(fitted.domains, weights_K, low_K, high_K),
-        notes=(*_notes(fitted, second, compared, mixtures), *_of_scale(fitted, tokens)),
+        notes=(
+            *_notes(fitted, second, compared, mixtures, low_K, high_K),
+            *_of_scale(fitted, tokens),
+            *(
+                ("the table has one model size: params are left aside",)
+                if params and not varies(table.params_R)
+                else ()
+            ),
+        ),
     )
 
 
@@ -164,6 +180,10 @@ def _check(
     if available and tokens is None and fitted.table.tokens_R.max() == 1:
         raise ValueError(
             "available is given, but the table has no tokens: give the tokens of the planned run"
+        )
+    if fitted.table.n_mixtures < 2:
+        raise ValueError(
+            "the table has one mixture, so that no other can be compared with it: run two or more"
         )
     for name, value in (("tokens", tokens), ("epochs", epochs)):
         if value is not None and not 0 < value < np.inf:
@@ -349,13 +369,15 @@ def _notes(
     second: FittedLaw | None,
     compared: dict[str, dict[str, float]],
     mixtures: dict[str, np.ndarray],
+    low_K: np.ndarray,
+    high_K: np.ndarray,
 ) -> tuple[str, ...]:
     notes = []
-    low_K, high_K = fitted.table.weights_RK.min(axis=0), fitted.table.weights_RK.max(axis=0)
+    least_K, most_K = fitted.table.weights_RK.min(axis=0), fitted.table.weights_RK.max(axis=0)
     for name, mixture_K in mixtures.items():
         outside = [
             domain
-            for domain, w, low, high in zip(fitted.domains, mixture_K, low_K, high_K, strict=True)
+            for domain, w, low, high in zip(fitted.domains, mixture_K, least_K, most_K, strict=True)
             if not low - 1e-6 <= w <= high + 1e-6
         ]
         if outside:
@@ -367,7 +389,12 @@ def _notes(
     else:
         law = second.law.name
         for other in ("uniform", "natural", "best observed"):
-            if other in compared and compared["optimum"][law] > compared[other][law]:
+            if other not in compared:
+                continue
+            allowed = (low_K - _ROUNDING <= mixtures[other]).all() and (
+                mixtures[other] <= high_K + _ROUNDING
+            ).all()
+            if allowed and compared["optimum"][law] > compared[other][law] + _NOISE:
                 gap = compared["optimum"][law] - compared[other][law]
                 notes.append(f"{law} disagrees: it puts the optimum {gap:.4f} nats above the {other} mixture")
     return tuple(notes)
@@ -400,8 +427,8 @@ def _proportions(given: Mapping[str, float] | None, domains: tuple[str, ...], wh
     values_K = np.zeros(len(domains))
     for name, value in given.items():
         values_K[_index(name, domains, what)] = value
-    if values_K.sum() <= 0 or (values_K < 0).any():
-        raise ValueError(f"{what} is {dict(given)}: give numbers of 0 or more, not all 0")
+    if not (np.isfinite(values_K).all() and (values_K >= 0).all() and values_K.sum() > 0):
+        raise ValueError(f"{what} is {dict(given)}: give finite numbers of 0 or more, not all 0")
     return values_K / values_K.sum()
 
 

@@ -260,12 +260,12 @@ def _check_values(table: MixtureTable, name: str) -> None:
         ("a weight", ~(table.weights_RK >= 0), "make weights 0 or more, and fill in those that are missing"),
         (
             "a loss",
-            table.loss_RE <= 0,
-            "give losses in nats per token, which are above 0; leave out what was not measured",
+            (table.loss_RE <= 0) | np.isinf(table.loss_RE),
+            "give losses in nats per token, which are above 0; leave out what was not measured, or a run that diverged",
         ),
         (
             "tokens",
-            ~(table.tokens_R > 0)[:, None],
+            ~((table.tokens_R > 0) & np.isfinite(table.tokens_R))[:, None],
             "give the training tokens of every row, or leave out the column",
         ),
         (

@@ -212,6 +212,6 @@ def repetition(epochs: Mapping[str, float]) -> str:
     often = [f"{domain} {times:.1f} times" for domain, times in ordered if times > MANY_EPOCHS]
     if not often:
         domain, times = ordered[0]
-        return f"repeats no domain more than {times:.2g} times ({domain})"
+        return f"draws no domain more than {times:.2g} times over ({domain})"
     more = f" and {len(often) - _NAMED} more domains" if len(often) > _NAMED else ""
     return f"repeats {', '.join(often[:_NAMED])}{more}: above {MANY_EPOCHS} a repeat teaches little"

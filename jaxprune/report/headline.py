@@ -241,6 +241,8 @@ def _mixture(figures: Mapping[str, Any]) -> str:
         "uniform": "every domain alike",
         "temperature": f"the kept tokens of each domain to the power 1/{mixture['temperature']}",
         "fixed": "fixed weights",
+        "law": "where a mixing law puts the least loss",
+        "entropy": "in proportion to the exponential of the entropy of its text",
     }[mixture["method"]]
     return (
         f"Arm {arm} trained on {', '.join(listed)}{rest} ({mixture['method']}: {method}); every arm on "

@@ -69,7 +69,7 @@ def test_more_epochs_than_the_limit_are_refused():
 
 
 def test_repetition_names_what_repeats_more_than_four_times_and_else_the_most():
-    assert weights.repetition({"books": 4.0, "code": 1.0}) == "repeats no domain more than 4 times (books)"
+    assert weights.repetition({"books": 4.0, "code": 1.0}) == "draws no domain more than 4 times over (books)"
     said = weights.repetition({"books": 4.1, "code": 9.0, "web": 4.0})
     assert said == "repeats code 9.0 times, books 4.1 times: above 4 a repeat teaches little"
     many = weights.repetition({f"domain{n}": 10.0 + n for n in range(100)})
@@ -172,8 +172,8 @@ def test_run_says_how_often_each_arm_repeats_in_the_seed_that_repeats_most(workd
     weights.run(config_of(), workdir)
     printed = " ".join(capsys.readouterr().err.split())
     runs = json.loads((workdir.mix / "weights.json").read_text())
-    assert "mix: none repeats no domain more than 1.3 times" in printed
-    assert "mix: pruned repeats no domain more than 3.2 times" in printed
+    assert "mix: none draws no domain more than 1.3 times" in printed
+    assert "mix: pruned draws no domain more than 3.2 times" in printed
     most = max(runs[f"reweighted-{seed}"]["epochs"]["web"] for seed in (0, 1))
     assert most > weights.MANY_EPOCHS
     assert f"mix: reweighted repeats web {most:.1f} times" in printed

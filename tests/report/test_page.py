@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from report_artifacts import settings, texts, write_workdir
 
 from jaxprune import config
 from jaxprune.artifact import ArtifactMissing, read_manifest
-from jaxprune.report import page
+from jaxprune.report import headline, page
 
 
 def _report(root, of=None, words=None, effect=None, **options):
@@ -276,3 +277,10 @@ def test_a_report_that_stands_is_not_made_again_and_a_missing_stage_is_named(rep
     assert page.run(made, workdir) == before
     with pytest.raises(ArtifactMissing, match="jaxprune train"):
         page.run(dataclasses.replace(made, arms=(*made.arms, "within_domain")), workdir)
+
+
+def test_the_headline_has_words_for_every_method_of_mixing():
+    for method in get_type_hints(config.Mix)["method"].__args__:
+        mixture = {"arms": {"none": {"web": {"weight": 1.0}}}, "method": method, "temperature": 2.0}
+        figures = {"mixture": mixture, "arms": ["none"], "training_tokens": 10}
+        assert f"({method}: " in headline._mixture(figures)

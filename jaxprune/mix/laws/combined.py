@@ -31,6 +31,7 @@ MEMBERS: tuple[Law, ...] = (
     GaussianProcess(),
 )
 _FEWEST = 4  # mixtures
+_COUNTS = 0.05  # weight above which a member's doubts are passed on
 _SHARED = 0.3  # weight of the errors of all targets beside those of a target itself
 _FAR = 3.0  # standard deviations of a target, beyond which an error is no worse
 
@@ -53,9 +54,7 @@ class Combined(Law):
 
     def fit(self, table: MixtureTable) -> FittedCombined:
         if table.n_mixtures < _FEWEST:
-            raise ValueError(
-                f"combined: the table has {table.n_mixtures} mixtures: give {_FEWEST} or more, or use the law bimix"
-            )
+            raise ValueError(f"combined: the table has {table.n_mixtures} mixtures: give {_FEWEST} or more")
         weights_EM = stacking_weights(self.out_of_fold(table), np.log(table.loss_RE))
         fits = [law.fit(table) for law in self.members]
         return FittedCombined(self, table, fits, weights_EM)
@@ -83,7 +82,8 @@ class FittedCombined(FittedLaw):
     def __init__(
         self, law: Combined, table: MixtureTable, fits: list[FittedLaw], weights_EM: np.ndarray
     ) -> None:
-        notes = tuple(f"{fit.law.name}: {note}" for fit in fits for note in fit.notes)
+        counted = [fit for fit, weight in zip(fits, weights_EM.max(axis=0), strict=True) if weight > _COUNTS]
+        notes = tuple(f"{fit.law.name}: {note}" for fit in counted for note in fit.notes)
         super().__init__(law, table, notes)
         self.fits, self.weights_EM = fits, weights_EM
 
