@@ -19,7 +19,7 @@ from jaxprune.data.store import TRAIN, TokenStore
 from jaxprune.mix import mixtures, proxies, swarm
 from jaxprune.pipeline import mix_swarm
 from jaxprune.train.checkpoint import Checkpoints, load_params
-from jaxprune.train.log import Log
+from jaxprune.train.log import Diverged, Log
 
 DOMAINS = ("a", "b", "c")
 STEPS, ROWS, CONTEXT = 12, 8, 16
@@ -334,3 +334,16 @@ def test_a_misspelt_command_behind_mix_is_named(capsys):
     with pytest.raises(SystemExit):
         cli.main(["mix", "desing", "x.py"])
     assert "did you mean mix design?" in capsys.readouterr().err
+
+
+def test_a_proxy_that_diverges_is_left_out_of_the_table(tmp_path, monkeypatch, capsys):
+    def diverge():
+        raise Diverged("proxy 001-0: the loss of step 3 is nan")
+
+    on_one_device(monkeypatch)
+    when(monkeypatch, "proxy 001-0", 3, diverge)
+    workdir = prepare(tmp_path)
+    mix_swarm(settings(runs=2), workdir)
+    with (workdir.table / "table.csv").open() as file:
+        assert {row["run_id"] for row in csv.DictReader(file)} == {"000-0"}
+    assert "it is left out of the table" in " ".join(capsys.readouterr().err.split())
