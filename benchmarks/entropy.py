@@ -131,10 +131,9 @@ def count(way: str, path: Path) -> None:
         case "duckdb":
             import duckdb
 
-            pairs = pa.table({"key": _keys(store.tokens)})  # noqa: F841  (the query reads it by its name)
-            result = (
-                duckdb.connect().execute("SELECT key, count(*) AS n FROM pairs GROUP BY key").fetchnumpy()
-            )
+            connection = duckdb.connect()
+            connection.register("pairs", pa.table({"key": _keys(store.tokens)}))
+            result = connection.execute("SELECT key, count(*) AS n FROM pairs GROUP BY key").fetchnumpy()
             key, counts = np.asarray(result["key"]), np.asarray(result["n"])
         case "counter":
             from collections import Counter

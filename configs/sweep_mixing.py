@@ -13,6 +13,8 @@ at the end. Some domains' losses follow their own weight closely (licences: from
 log weight -1.0), others hardly, since they learn from their neighbours (code -0.3, package_code -0.4).
 """
 
+from dataclasses import replace
+
 from jaxprune.config import Config, Corpus, Model, Optimizer, Run, Swarm, Tokenizer
 
 
@@ -45,27 +47,6 @@ def config() -> Config:
         corpus=Corpus(max_domain_bytes=400_000),
         tokenizer=Tokenizer(vocab_size=2048, train_bytes=2_000_000),
         swarm=Swarm(design="maximin", floor=0.02, proxy=proxy, checkpoints=8),
-        final=Run(
-            model=Model(
-                d_model=96,
-                n_layers=3,
-                n_heads=4,
-                n_kv_heads=2,
-                context=256,
-                position="rope",
-                norm="rms",
-                mlp="swiglu",
-                bias=False,
-                dtype="float32",
-                unroll=3,
-            ),
-            optimizer=Optimizer(name="muon", peak_lr=2e-2, warmup=0.1),
-            tokens=600_000,
-            batch_rows=8,
-            validate_every=35,
-            validation_rows=4,
-            checkpoint_every=50,
-            log_every=5,
-        ),
+        final=replace(proxy, model=replace(model, d_model=96, n_layers=3, unroll=3), tokens=600_000),
         arms=("none",),
     )

@@ -5,7 +5,7 @@ Legend: N rows, K domains, P coefficients, E targets.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Form(ABC):
     """The function of one target.
 
     Attributes:
@@ -48,13 +48,13 @@ class Form:
     lower_P: np.ndarray
     upper_P: np.ndarray
 
+    @abstractmethod
     def curve(self, theta_P: np.ndarray, points: Points) -> Curve:
         """Log losses and their Jacobian."""
-        raise NotImplementedError
 
+    @abstractmethod
     def starts(self, points: Points, loss_N: np.ndarray) -> Sequence[np.ndarray]:
         """Coefficients to begin a fit with."""
-        raise NotImplementedError
 
     def prior(self) -> tuple[np.ndarray, np.ndarray]:
         """A Gaussian prior as rows of (A, b): A theta - b has standard deviation one. None: no rows."""
