@@ -1,0 +1,1 @@
+"""Strategies that change the mixture while a model trains: one file each."""
