@@ -148,6 +148,10 @@ class Schedule:
         """First step of the stage that `step` is in."""
         return self._at(step).stage.start
 
+    def weights(self, step: int) -> tuple[float, ...]:
+        """What `step` is drawn with."""
+        return self._at(step).stage.weights
+
     def append(self, stage: Stage) -> Schedule:
         """This schedule with one more stage. Raises `ValueError` where the stage does not fit."""
         longer = copy.copy(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -62,18 +63,21 @@ class Window:
     def __init__(self, n_domains: int, **saved: list[float]) -> None:
         self.nll_K = np.array(saved.get("nll", [0.0] * n_domains))
         self.tokens_K = np.array(saved.get("tokens", [0.0] * n_domains))
+        self.intended_K = np.array(saved.get("intended", [0.0] * n_domains))  # tokens, by the weights
 
     def state(self) -> dict[str, list[float]]:
         """Plain data to make it again."""
-        return {"nll": self.nll_K.tolist(), "tokens": self.tokens_K.tolist()}
+        sums = {"nll": self.nll_K, "tokens": self.tokens_K, "intended": self.intended_K}
+        return {name: sum_K.tolist() for name, sum_K in sums.items()}
 
-    def add(self, metrics: StepMetrics) -> None:
+    def add(self, metrics: StepMetrics, weights_K: tuple[float, ...]) -> None:
         self.nll_K += np.asarray(metrics.nll_sum_K, np.float64)
         self.tokens_K += np.asarray(metrics.tokens_K, np.float64)
+        self.intended_K += np.array(weights_K) * float(metrics.tokens_K.sum())
 
     def reset(self) -> None:
-        self.nll_K[:] = 0.0
-        self.tokens_K[:] = 0.0
+        for sum_K in (self.nll_K, self.tokens_K, self.intended_K):
+            sum_K[:] = 0.0
 
 
 class Log:
@@ -90,9 +94,11 @@ class Log:
         metrics: Metrics | None,
         clock: Clock,
         window: Window,
+        weights_of: Callable[[int], tuple[float, ...]],
     ) -> None:
+        """`weights_of` a step says what its batch was drawn with."""
         self.title, self.run, self.domains, self.mesh = title, run, domains, mesh
-        self.metrics, self.clock, self.window = metrics, clock, window
+        self.metrics, self.clock, self.window, self.weights_of = metrics, clock, window, weights_of
         self.schedule = make_schedule(run.optimizer, run.steps)
         self.tokens_a_step = run.batch_rows * run.model.context
         self.flops_a_token = flops.train_flops_per_token(run.model, vocab_size, run.model.context)
@@ -112,7 +118,7 @@ class Log:
                 f"{self.title}: the loss of step {step} is {loss} and its gradient norm {norm}; lower "
                 f"optimizer.peak_lr ({self.run.optimizer.peak_lr}) or optimizer.clip, or look at the data"
             )
-        self.window.add(metrics)
+        self.window.add(metrics, self.weights_of(step))
         self.note = f"step {step}  loss {loss:.3f}"
         if step % self.run.log_every == 0 or step == self.run.steps:
             self._line(step, norm)
@@ -140,10 +146,13 @@ class Log:
                 achieved = values["tokens_per_s"] * self.flops_a_token
                 values["mfu"] = achieved / (peak * self.mesh.size)
         self.last = (now, step)
-        for domain, nll, tokens in zip(self.domains, window.nll_K, window.tokens_K, strict=True):
+        sums = zip(self.domains, window.nll_K, window.tokens_K, window.intended_K, strict=True)
+        for domain, nll, tokens, intended in sums:
             if tokens:
                 values[f"loss/{domain}"] = float(nll / tokens)
                 values[f"share/{domain}"] = float(tokens / window.tokens_K.sum())
+            if intended:
+                values[f"weight/{domain}"] = float(intended / window.tokens_K.sum())
         if self.metrics is not None:
             self.metrics.write(step, step * self.tokens_a_step, values)
         window.reset()

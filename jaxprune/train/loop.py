@@ -25,6 +25,7 @@ from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Window
 from jaxprune.train.plan import Plan
 from jaxprune.train.step import StepMetrics, TrainState, abstract_optimizer, init_state, make_train_step
+from jaxprune.train.validation import Validation
 
 
 class Interrupted(StageError):
@@ -62,25 +63,32 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         graphdef, abstract = transformer.abstract(run.model, vocab_size, mesh)
         restored = checkpoints.restore(abstract, abstract_optimizer(abstract, run.optimizer, run.steps, mesh))
         if restored is None:
-            start = 0
-            position: dict[str, Any] = {"stages": [dataclasses.asdict(s) for s in plan.stages]}
+            start, position = 0, {}
             _, params = transformer.create(run.model, vocab_size, plan.seed, mesh)
             state = init_state(params, run.optimizer, run.steps)
         else:
             start, params, optimizer, position = restored
             state = TrainState(params, optimizer)
             say(f"{plan.title}: continuing after step {start} of {run.steps}")
-        # 3. The loader of this process's rows, whose whole position is the step.
-        feed = Feed(mesh, run.batch_rows, run.microbatches)
-        stages = tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"])
-        loader = Loader(plan.source(stages, feed.rows), step=start)
-        # 4. Metrics, without the lines after the checkpoint.
+        # 3. Metrics and the history of the mixture, without the lines after the checkpoint.
         metrics = plan.metrics(folder, None if restored is None else start)
+
+        def losses(of: Validation) -> dict[str, float]:
+            return of(graphdef, state.params, mesh)
+
+        mixer = plan.mixer(folder, losses, start, position.get("mixing"))
+        # 4. The loader of this process's rows, whose whole position is the step.
+        feed = Feed(mesh, run.batch_rows, run.microbatches)
+        if restored is not None:
+            stages = tuple(Stage(start=s["start"], weights=tuple(s["weights"])) for s in position["stages"])
+        else:
+            stages = plan.stages if mixer is None else (*plan.stages, *mixer.begin(plan.mixing_start))
+        loader = Loader(plan.source(stages, feed.rows), step=start)
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
             window = Window(len(plan.store.domains), **position.get("window", {}))
-            validation, log = plan.validation(), plan.log(metrics, clock, window)
+            validation, log = plan.validation(), plan.log(metrics, clock, window, loader)
             step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
 
             def advance() -> StepMetrics:
@@ -90,10 +98,19 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
 
             def note_step(step: int, current: StepMetrics) -> str:
                 log.step(step, current)
+                if mixer is not None and (stage := mixer.observe(step, current)) is not None:
+                    loader.append(stage)
                 return log.note
 
+            def is_mixed(step: int) -> bool:
+                return mixer is not None and mixer.due(step)
+
+            def mix(step: int) -> None:
+                assert mixer is not None
+                loader.append(mixer.decide(step))
+
             def validate(step: int) -> None:
-                log.validation(step, validation(graphdef, state.params, mesh))
+                log.validation(step, losses(validation))
 
             def save(step: int) -> None:
                 position = {
@@ -101,6 +118,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                     "window": window.state(),
                     "clock": dataclasses.asdict(clock),
                 }
+                if mixer is not None:
+                    position["mixing"] = mixer.state()
                 checkpoints.save(step, state.params, state.optimizer, position)
 
             if start == 0:
@@ -118,15 +137,20 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 log=note_step,
                 validate=validate,
                 save=save,
+                is_mixed=is_mixed,
+                mix=mix,
                 keep_steps=plan.keep_steps,
             )
             checkpoints.thin()
         finally:
-            loader.close()
-            if metrics is not None:
-                metrics.close()
-            checkpoints.close()
-    return plan.counts()
+            for opened in (loader, mixer, metrics, checkpoints):
+                if opened is not None:
+                    opened.close()
+    if mixer is None:
+        return plan.counts()
+    epochs_K = loader.source.epochs(run.steps).tolist()
+    by_domain = dict(zip(plan.store.domains, epochs_K, strict=True))
+    return plan.counts() | {"epochs": by_domain, "mixing": mixer.cost(clock.seconds)}
 
 
 def train(
@@ -140,6 +164,8 @@ def train(
     log: Callable[[int, StepMetrics], str],
     validate: Callable[[int], None],
     save: Callable[[int], None],
+    is_mixed: Callable[[int], bool] = lambda step: False,
+    mix: Callable[[int], None] = lambda step: None,
     keep_steps: tuple[int, ...] = (),
     n_runs: int = 1,
 ) -> None:
@@ -155,6 +181,8 @@ def train(
       log: reads the metrics of a step and returns what is shown behind the bar; raises `Diverged`.
       validate: takes the held-out losses after a step; before the first, after step 0.
       save: starts saving the state after a step.
+      is_mixed: whether the weights change after a step, by its held-out losses.
+      mix: changes them.
       keep_steps: saved too.
       n_runs: trained at once.
 
@@ -181,10 +209,12 @@ def train(
             is_validated = last or (run.validate_every > 0 and step % run.validate_every == 0)
             is_saved = last or step % run.checkpoint_every == 0 or step in keep_steps
             stopped_by = asked_to_stop()
-            if is_validated or is_saved or stopped_by:
+            if is_validated or is_saved or stopped_by or is_mixed(step):
                 note = log(step, previous)  # a step that diverged must not be saved
                 previous = None
                 clock.pause()
+                if is_mixed(step):
+                    mix(step)
                 if is_validated:
                     validate(step)
                 stopped_by = stopped_by or asked_to_stop()  # during validation too

@@ -9,8 +9,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
+
+
+class Lines:
+    """Appends JSON objects, each with a `step`, to a file."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Opens the lines of a run that continues after step `step`, and takes back those after it; -1: all."""
+        kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._file.close()
 
 
 class Metrics:
@@ -18,12 +40,7 @@ class Metrics:
 
     def __init__(self, folder: Path, step: int, backends: Sequence[str] = ()) -> None:
         """Opens the metrics of a run that continues after step `step`; -1: that starts afresh."""
-        path = folder / "metrics.jsonl"
-        kept = [line for line in read(path) if line["step"] <= step] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
-        self._file = path.open("a")
+        self._lines = Lines(folder / "metrics.jsonl", step)
         self._board = (
             SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
             if "tensorboard" in backends
@@ -32,21 +49,20 @@ class Metrics:
 
     def write(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
         """Appends a line; `tokens` counts the tokens trained on so far."""
-        self._file.write(json.dumps({"step": step, "tokens": tokens, **values}) + "\n")
-        self._file.flush()
+        self._lines.write({"step": step, "tokens": tokens, **values})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._file.close()
+        self._lines.close()
         if self._board is not None:
             self._board.close()
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last line that a kill cut short is left out."""
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of such a file; a last line that a kill cut short is left out."""
     lines = []
     for line in path.read_text().splitlines():
         try:

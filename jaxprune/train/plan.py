@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 
 from jaxprune import cluster, config
 from jaxprune.artifact import write_json
+from jaxprune.data.loader import Loader
 from jaxprune.data.mixture import MixtureSource, Stage
 from jaxprune.data.store import TokenStore
 from jaxprune.model import flops
 from jaxprune.train.hardware import describe
 from jaxprune.train.log import Clock, Log, Window
 from jaxprune.train.metrics import Metrics
+from jaxprune.train.mixer import Mixer
+from jaxprune.train.strategy import Strategy
 from jaxprune.train.validation import Validation
 
 
@@ -29,7 +33,10 @@ class Plan:
     run: config.Run
     store: TokenStore
     documents: np.ndarray  # int64 numbers of the documents to train on
-    stages: tuple[Stage, ...]  # mixture weights over steps
+    stages: tuple[Stage, ...]  # mixture weights over steps; where there is a strategy, before it begins
+    strategy: Strategy | None = None  # decides on the weights while the run goes on
+    mixing_start: int = 0  # first step that it decides on
+    mixing_rows: int = 4  # of each domain, in the held-out slices that it is told the losses of
     seed: int  # of the initial weights and of the order of the rows
     mesh: jax.sharding.Mesh
     backends: tuple[str, ...] = ()
@@ -60,20 +67,47 @@ class Plan:
         """
         return Metrics(folder, -1 if step is None else step, self.backends) if cluster.is_first() else None
 
-    def validation(self) -> Validation:
-        """The held-out rows."""
+    def validation(self, rows: int | None = None) -> Validation:
+        """The held-out rows: so many of each domain, or as many as the run's setting says."""
         return Validation(
             self.store,
             context=self.run.model.context,
-            rows=self.run.validation_rows,
+            rows=self.run.validation_rows if rows is None else rows,
             batch_rows=max(
                 self.run.batch_rows // self.run.microbatches,
                 self.mesh.shape["replica"] * self.mesh.shape["fsdp"],
             ),
         )
 
-    def log(self, metrics: Metrics | None, clock: Clock, window: Window) -> Log:
-        """What turns its steps into lines of metrics."""
+    def mixer(
+        self,
+        folder: Path,
+        measure: Callable[[Validation], dict[str, float]],
+        step: int,
+        saved: dict[str, Any] | None,
+    ) -> Mixer | None:
+        """What asks the strategy, if there is one; `measure` takes the losses of its slices, the rest is as `Mixer`."""
+        if self.strategy is None:
+            return None
+        slices = self.validation(self.mixing_rows) if self.strategy.signal == "validation" else None
+
+        def losses() -> np.ndarray:
+            assert slices is not None
+            by_name = measure(slices)
+            return np.array([by_name[f"heldout/{name}"] for name in self.store.domains])
+
+        return Mixer(
+            self.strategy,
+            domains=self.store.domains,
+            steps=self.run.steps,
+            measure=losses,
+            folder=folder,
+            step=step,
+            saved=saved,
+        )
+
+    def log(self, metrics: Metrics | None, clock: Clock, window: Window, loader: Loader) -> Log:
+        """What turns its steps into lines of metrics; the loader knows what they were drawn with."""
         return Log(
             self.title,
             self.run,
@@ -83,6 +117,7 @@ class Plan:
             metrics=metrics,
             clock=clock,
             window=window,
+            weights_of=lambda step: loader.source.schedule.weights(step - 1),
         )
 
     def counts(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def fit_together(title: str, plans: Sequence[Plan], folder: Path) -> dict[str, A
     """
     run, mesh, store = plans[0].run, plans[0].mesh, plans[0].store
     assert all((plan.run, plan.mesh, plan.store) == (run, mesh, store) for plan in plans)
+    assert all(plan.strategy is None for plan in plans)  # weights that change differ between runs in time
     layout.check(run, mesh)
     folders = [folder / str(number) for number in range(len(plans))]
     for plan, own in zip(plans, folders, strict=True):
@@ -86,8 +87,8 @@ def fit_together(title: str, plans: Sequence[Plan], folder: Path) -> dict[str, A
             clock = Clock(**position["clock"])
             windows = [Window(len(store.domains), **saved) for saved in position["windows"]]
             logs = [
-                plan.log(lines, clock, window)
-                for plan, lines, window in zip(plans, metrics, windows, strict=True)
+                plan.log(lines, clock, window, loader)
+                for plan, lines, window, loader in zip(plans, metrics, windows, loaders, strict=True)
             ]
             validation = plans[0].validation()
             step_fn = _make_step(graphdef, run.optimizer, run.steps, len(store.domains))

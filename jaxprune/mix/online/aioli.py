@@ -18,6 +18,7 @@ Legend: K domains, S segments.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -187,7 +188,7 @@ class Aioli(Strategy):
 
     def _segment_steps(self, state: State) -> int:
         starts = self._starts(state["start"])
-        shortest = min(end - begin for begin, end in zip(starts, starts[1:], strict=False))
+        shortest = min(end - begin for begin, end in itertools.pairwise(starts))
         segments = self.sweeps * self.n_domains
         wanted = self.segment_steps
         if wanted is None:
