@@ -109,6 +109,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     from jaxprune.settings import load, notes, show
 
     path, overrides = _config_of(options, rest)
+    if getattr(options, "strategy", None) is not None:
+        overrides = [*overrides, "--mix.method", options.strategy]
     config = load(path, overrides)
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -218,6 +220,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="NAME",
                 help="`reference`, `second` or `ARM-SEED` (default: all)",
             )
+        if name == "mix":
+            stage.add_argument("--strategy", metavar="NAME", help="the same as --mix.method NAME")
         _add_cluster(stage)
     for name, text in _ON_TABLES.items():
         command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)

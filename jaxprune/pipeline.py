@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxprune import artifact, cluster
 from jaxprune.artifact import Manifest, Workdir
 from jaxprune.config import Config
+
+if TYPE_CHECKING:
+    from jaxprune.train.strategy import Strategy
 
 
 def run(config: Config, workdir: Workdir) -> None:
@@ -30,7 +34,7 @@ def run(config: Config, workdir: Workdir) -> None:
     train(config, workdir, config.scorers)
     score(config, workdir)
     select(config, workdir)
-    if config.mix.method == "law":
+    if config.mix.offline in ("law", "best"):
         mix_swarm(config, workdir)
     mix(config, workdir)
     train(config, workdir, tuple(config.final_runs))
@@ -48,7 +52,7 @@ def _check_devices(config: Config) -> None:
             layout.check(getattr(config, name), mesh)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    if config.mix.method == "law":
+    if config.mix.offline in ("law", "best"):
         from jaxprune.mix import swarm
 
         swarm.check(config)
@@ -63,14 +67,20 @@ def _check_scoring(config: Config) -> None:
 
 def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.data.store import TokenStore
-    from jaxprune.mix.weights import proportions
+    from jaxprune.mix.weights import online, proportions, staged
     from jaxprune.prune.select import check_rates
 
     domains = TokenStore(workdir.prepare / "tokens").domains
     check_rates(config.select, domains)
-    if config.mix.method == "fixed":
+    if config.mix.offline == "fixed":
         # How many tokens each keeps is not known yet, and fixed weights do not ask.
         proportions(config.mix, dict.fromkeys(domains, 1))
+    staged(config.mix, domains)
+    if config.mix.is_online:
+        # Nor is it known which domains keep a row: the fewest that a strategy has to deal with are all.
+        rows = dict.fromkeys(domains, config.final.steps * config.final.batch_rows)
+        mixture = {"rows": rows, "weights": dict.fromkeys(domains, 0.0), "online": online(config)}
+        _strategy(config, mixture, config.seed)
 
 
 def _alone(folder: Path, make: Callable[[], Manifest]) -> None:
@@ -94,7 +104,13 @@ def train(config: Config, workdir: Workdir, names: tuple[str, ...]) -> None:
     from jaxprune.train import stage
 
     for name in names or (*config.scorers, *config.final_runs):
-        stage.run(config, workdir, name)
+        stage.run(config, workdir, name, lambda mixture, seed: _strategy(config, mixture, seed))
+
+
+def _strategy(config: Config, mixture: dict[str, Any], seed: int) -> Strategy:
+    from jaxprune.mix.online.make import strategy
+
+    return strategy(config.mix, config.final, mixture, seed)
 
 
 def score(config: Config, workdir: Workdir) -> None:

@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 import jaxprune.config
 from jaxprune.config import Config
+from jaxprune.config.mix import ONLINE
 
 _OF_SIGNALS = {
     "score.second": ("ratio", "excess"),
@@ -73,7 +74,7 @@ def show(config: Config) -> str:
 
 def notes(config: Config) -> list[str]:
     """What a config asks for in vain, a line each: settings without effect, an arm that repeats another."""
-    given, method = config.tokenizer.path is not None, config.mix.method
+    given, method, online = config.tokenizer.path is not None, config.mix.offline, config.mix.is_online
     rule, signals = config.select, " ".join(config.select.signals)
     by, designed = f"select.criterion is {rule.criterion}", f"swarm.design is {config.swarm.design}"
     trained = ("tokenizer.kind", "tokenizer.vocab_size", "tokenizer.train_bytes")
@@ -83,6 +84,8 @@ def notes(config: Config) -> list[str]:
         (method != "temperature", f"mix.method is {method}", ("mix.temperature",)),
         (method != "law", f"mix.method is {method}", ("mix.law", "mix.second", "mix.extrapolate")),
         (method != "entropy", f"mix.method is {method}", ("mix.entropy",)),
+        (not online, f"mix.method is {method}", ("mix.prior", "mix.prior_share", "mix.rows")),
+        (online and config.mix.prior_share == 0, "mix.prior_share is 0", ("mix.prior",)),
         (rule.criterion != "proportional", by, ("select.temperature",)),
         (rule.criterion != "threshold", by, ("select.low", "select.high")),
         (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),
@@ -95,7 +98,7 @@ def notes(config: Config) -> list[str]:
     values, usual = _fields(config), _fields(Config(name=""))
     of = {
         prefix: tuple(name for name in values if name.startswith(prefix))
-        for prefix in ("second.", *_OF_SIGNALS)
+        for prefix in ("second.", *_OF_SIGNALS, *(f"mix.{name}." for name in ONLINE))
     }
     unused = (
         *unused,
@@ -103,6 +106,10 @@ def notes(config: Config) -> list[str]:
         *(
             (set(signals).isdisjoint(config.signals), f"no signal is {' or '.join(signals)}", of[prefix])
             for prefix, signals in _OF_SIGNALS.items()
+        ),
+        *(
+            (config.mix.method != name, f"mix.method is {config.mix.method}", of[f"mix.{name}."])
+            for name in ONLINE
         ),
     )
     lines = []

@@ -7,13 +7,15 @@ from jaxprune.config.audit import Audit
 from jaxprune.config.base import Settings, check, identity, neutral
 from jaxprune.config.config import Config
 from jaxprune.config.data import Corpus, Tokenizer
-from jaxprune.config.mix import Mix, Swarm
+from jaxprune.config.mix import Mix, MixStage, Swarm
 from jaxprune.config.model import Model
+from jaxprune.config.online import Aioli
 from jaxprune.config.run import Mesh, Optimizer, Run
 from jaxprune.config.score import Ask, Density, Score, Signal, Zip
 from jaxprune.config.select import Arm, Select
 
 __all__ = [
+    "Aioli",
     "Arm",
     "Ask",
     "Audit",
@@ -22,6 +24,7 @@ __all__ = [
     "Density",
     "Mesh",
     "Mix",
+    "MixStage",
     "Model",
     "Optimizer",
     "Run",

@@ -8,26 +8,63 @@ from typing import Literal
 
 from jaxprune.config.base import Settings, check, neutral
 from jaxprune.config.model import Model
+from jaxprune.config.online import Aioli
 from jaxprune.config.run import Run
 from jaxprune.config.select import Arm
 
 MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
+
+Method = Literal[
+    "natural", "uniform", "temperature", "fixed", "stages", "unimax", "entropy", "law", "best", "aioli"
+]
+Prior = Literal["natural", "uniform", "temperature", "fixed", "unimax", "entropy", "law", "best"]
+ONLINE = ("aioli",)
+"""Methods that decide while the final model trains."""
 
 LawName = Literal["combined", "bimix", "bimix_floor", "exponential", "loglinear", "reciprocal", "joint", "autoscale",
                   "trees", "linear", "gaussian_process"]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixStage(Settings):
+    """Proportions that hold from some time of the run on."""
+
+    at: float = 0.0
+    """Share of the run's steps after which they begin; the first at 0."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """A weight for each domain; they are divided by their sum."""
+
+    def check_values(self) -> None:
+        check(0 <= self.at < 1, f"mix.stages: at is {self.at}: set a share from 0 to below 1")
+        check(
+            all(0 <= weight < math.inf for weight in self.weights.values())
+            and sum(self.weights.values()) > 0,
+            f"mix.stages: the weights at {self.at} are {self.weights}: give finite ones, none negative, not all 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mix(Settings):
     """Proportions of the domains in the final run's training tokens."""
 
-    method: Literal["natural", "uniform", "temperature", "fixed", "law", "entropy"] = "natural"
-    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature); law: the optimum of a
-    mixing law, fitted to the losses of a swarm of proxies; entropy: in proportion to exp(entropy) of the text."""
+    method: Method = "natural"
+    """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature); fixed: `weights`; stages:
+    `stages`; unimax: as uniform as `max_epochs` allows (arXiv 2304.09151); entropy: in proportion to exp(entropy) of the
+    text; law: the optimum of a mixing law, fitted to the losses of a swarm of proxies; best: the mixture of the swarm's
+    best proxy. Decided while the run goes on: aioli."""
     temperature: float = 2.0
     """temperature: 1 is natural, infinity is uniform; no other method uses it."""
     weights: dict[str, float] = field(default_factory=dict)
     """fixed: a weight for each domain; they are divided by their sum."""
+    stages: tuple[MixStage, ...] = ()
+    """stages: weights that change at given times."""
+    prior: Prior = "uniform"
+    """aioli: the method whose weights the run begins with, for prior_share of its steps."""
+    prior_share: float = 0.0
+    """aioli: share of the steps on the weights of `prior`, before the strategy begins."""
+    rows: int = 4
+    """aioli: held-out rows of each domain whose losses the strategy is told, the same each time."""
+    aioli: Aioli = field(default_factory=Aioli)
     law: LawName = "combined"
     """law: which one (docs/mixing.md)."""
     second: LawName = "reciprocal"
@@ -37,8 +74,8 @@ class Mix(Settings):
     entropy: Literal["shannon", "joint", "conditional", "von_neumann"] = "conditional"
     """entropy: of the tokens, of adjacent tokens, of a token given the one before (BiMix's best), of documents."""
     max_epochs: float | None = None
-    """Refuse a run in which a domain repeats more often than this; None: only warn above 4. law: no domain is
-    given more; None: 4."""
+    """Refuse a run in which a domain repeats more often than this; None: only warn above 4. law, unimax: no domain is
+    given more; None: 4. aioli: weights are cut to it; None: never."""
 
     def check_values(self) -> None:
         check(
@@ -54,17 +91,45 @@ class Mix(Settings):
             f"mix.weights is {self.weights}: weights must not be negative or infinite",
         )
         check(
-            self.method != "law" or self.law != self.second,
+            0 <= self.prior_share < 1,
+            f"mix.prior_share is {self.prior_share}: set a share from 0 to below 1",
+        )
+        check(self.rows > 0, f"mix.rows is {self.rows}: set 1 or more")
+        starts = [stage.at for stage in self.stages]
+        check(
+            self.method != "stages" or (starts[:1] == [0.0] and starts == sorted({*starts})),
+            f"mix.method is stages, which begin at {starts}: let the first begin at 0 and each later one after it",
+        )
+        check(
+            self.method == "stages" or not self.stages,
+            f"mix.stages is given but mix.method is {self.method}: set mix.method to stages, or give none",
+        )
+        check(
+            self.offline != "law" or self.law != self.second,
             f"mix.second is {self.second}, as mix.law: name another law",
         )
         check(
-            self.method != "fixed" or sum(self.weights.values()) > 0,
-            "mix.method is fixed but mix.weights is empty: give a weight for each domain (--mix.weights DOMAIN WEIGHT ...)",
+            self.offline != "fixed" or sum(self.weights.values()) > 0,
+            f"mix.{self._named} is fixed but mix.weights is empty: give a weight for each domain (--mix.weights DOMAIN WEIGHT ...)",
         )
         check(
-            self.method == "fixed" or not self.weights,
-            f"mix.weights is given but mix.method is {self.method}: set mix.method to fixed, or give no weights",
+            self.offline == "fixed" or not self.weights,
+            f"mix.weights is given but mix.{self._named} is {self.offline}: set mix.method to fixed, or give no weights",
         )
+
+    @property
+    def is_online(self) -> bool:
+        """Whether weights are decided while the final model trains."""
+        return self.method in ONLINE
+
+    @property
+    def offline(self) -> Method:
+        """What decides the weights that a final run begins with."""
+        return self.prior if self.is_online else self.method
+
+    @property
+    def _named(self) -> str:
+        return "prior" if self.is_online else "method"
 
 
 @dataclass(frozen=True, kw_only=True)

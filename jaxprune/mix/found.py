@@ -73,6 +73,23 @@ def by_law(config: Config, workdir: Workdir) -> Find:
     return find
 
 
+def best(workdir: Workdir, domains: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The mixture of the swarm whose runs end with the least mean loss of the domains, over its seeds: a grid search.
+
+    Raises:
+      ArtifactMissing: there is no table yet.
+    """
+    require(workdir.table, "jaxprune mix swarm CONFIG")
+    table = MixtureTable.read(workdir.table / "table.csv").end()
+    mixtures_MK, mixture_R = np.unique(table.weights_RK, axis=0, return_inverse=True)
+    mixture_R = mixture_R.ravel()
+    loss_M = np.bincount(mixture_R, table.loss_RE.mean(axis=1)) / np.bincount(mixture_R)
+    chosen = int(np.argmin(loss_M))
+    weights = dict(zip(table.domains, mixtures_MK[chosen].tolist(), strict=True))
+    how = {"loss": float(loss_M[chosen]), "mixtures": len(loss_M), "runs": len(mixture_R)}
+    return {name: weights.get(name, 0.0) for name in domains}, how
+
+
 def by_entropy(config: Config, store: TokenStore) -> Find:
     """exp(H) / sum exp(H) of `mix.entropy` (BiMix, 2405.14908, section 4).
 

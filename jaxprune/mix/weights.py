@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,19 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     selected = require(workdir.select, "jaxprune select CONFIG")
     store = TokenStore(workdir.prepare / "tokens")
     inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
-    if config.mix.method == "law":
+    if config.mix.offline in ("law", "best"):
         inputs["table"] = require(workdir.table, "jaxprune mix swarm CONFIG").fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
         selections = json.loads((workdir.select / "summary.json").read_text())
         runs = mixtures(config, selections, store.domains, finder(config, workdir, store))
-        for name, run in runs.items():
-            check_epochs(run["epochs"], config.mix.max_epochs, name)
-        for arm, epochs in most_epochs(config, runs).items():
-            say(f"mix: {arm} {repetition(epochs)}")
+        if config.mix.is_online:
+            say(f"mix: {config.mix.method} decides while the final runs are trained")
+        else:
+            for name, run in runs.items():
+                check_epochs(run["epochs"], config.mix.max_epochs, name)
+            for arm, epochs in most_epochs(config, runs).items():
+                say(f"mix: {arm} {repetition(epochs)}")
         write_json(folder / "weights.json", runs)
         return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
 
@@ -61,11 +64,18 @@ def finder(config: Config, workdir: Workdir, store: TokenStore) -> Find:
     Raises:
       ArtifactMissing, ValueError: as `found.by_law`.
     """
-    method = config.mix.method
-    if method not in ("law", "entropy"):
+    method = config.mix.offline
+    if method == "unimax":
+        budget = config.final.trained_tokens
+        epochs = config.mix.max_epochs or MANY_EPOCHS
+        return lambda _, kept, drawn: (unimax(drawn, budget, epochs), {"epochs": epochs})
+    if method not in ("law", "best", "entropy"):
         return lambda _, kept, drawn: (proportions(config.mix, kept), {})
     from jaxprune.mix import found  # laws and entropies take longer to import than most runs of this stage
 
+    if method == "best":
+        best = found.best(workdir, store.domains)
+        return lambda _, kept, drawn: best
     find = found.by_law(config, workdir) if method == "law" else found.by_entropy(config, store)
     return lambda selection, kept, drawn: find(np.load(workdir.select / f"{selection}.npy"), kept, drawn)
 
@@ -94,18 +104,77 @@ def mixtures(
         rows = {domain: max(n - 1, 0) // final.model.context for domain, n in kept.items()}
         drawn = {domain: n * final.model.context for domain, n in rows.items()}
         wanted, how = find(mixture, kept_tokens(selections[mixture], domains), drawn)
-        weights = drawable(wanted, rows, name, strict=config.mix.method == "fixed")
+        strict = config.mix.offline in ("fixed", "stages")
+        stages = []
+        if config.mix.method == "stages":
+            stages = [
+                {"start": round(stage.at * final.steps), "weights": drawable(weights, rows, name, strict)}
+                for stage, weights in zip(config.mix.stages, staged(config.mix, domains), strict=True)
+            ]
+            wanted = _average(stages, final.steps)
+        weights = drawable(wanted, rows, name, strict)
         runs[name] = {
             "selection": selection,
             "method": config.mix.method + (" of pruned" if arm == "reweighted" else ""),
             "weights": weights,
+            **({"stages": stages} if stages else {}),
+            "rows": rows,
             "epochs": {
                 domain: weight * training_rows / max(rows[domain], 1) for domain, weight in weights.items()
             },
             "tokens": training_rows * final.model.context,
             **({"found": how} if how else {}),
+            **({"online": online(config)} if config.mix.is_online else {}),
         }
     return runs
+
+
+def online(config: Config) -> dict[str, Any]:
+    """What decides the weights of a final run while it is trained, but for its documents and its seed."""
+    mix = config.mix
+    return {
+        "strategy": mix.method,
+        "settings": identity(getattr(mix, mix.method)),
+        "start": round(mix.prior_share * config.final.steps),
+        "rows": mix.rows,
+        "max_epochs": mix.max_epochs,
+    }
+
+
+def staged(mix: Mix, domains: tuple[str, ...]) -> list[dict[str, float]]:
+    """The weights of each of `mix.stages`, which add up to 1.
+
+    Raises:
+      ValueError: they miss a domain or name one that the corpus does not have.
+    """
+    return [given("mix.stages", stage.weights, domains) for stage in mix.stages]
+
+
+def _average(stages: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:
+    """Weights over the whole of a run."""
+    ends = [*(stage["start"] for stage in stages[1:]), steps]
+    average = dict.fromkeys(stages[0]["weights"], 0.0)
+    for stage, end in zip(stages, ends, strict=True):
+        for name, weight in stage["weights"].items():
+            average[name] += weight * (end - stage["start"]) / steps
+    return average
+
+
+def unimax(tokens: Mapping[str, int], budget: int, epochs: float) -> dict[str, float]:
+    """As uniform as `epochs` allow, which no domain exceeds (UniMax, Chung et al., arXiv 2304.09151, algorithm 1).
+
+    From the smallest domain on, each gets an equal share of the budget that is left, or all its epochs.
+
+    Args:
+      tokens: that an epoch of each domain draws.
+      budget: tokens of the run.
+      epochs: most of each domain. Where all domains together have less than the budget, all repeat alike more often.
+    """
+    left, shares = float(budget), {}
+    for place, name in enumerate(sorted(tokens, key=lambda name: tokens[name])):
+        shares[name] = min(left / (len(tokens) - place), epochs * tokens[name])
+        left -= shares[name]
+    return {name: shares[name] / sum(shares.values()) for name in tokens}
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -137,25 +206,33 @@ def proportions(mix: Mix, tokens: Mapping[str, int]) -> dict[str, float]:
     """
     if sum(tokens.values()) == 0:
         raise ValueError("no document is kept: raise select.rate, or lower select.min_tokens")
-    if mix.method == "fixed":
-        for name in mix.weights:
-            if name not in tokens:
-                near = difflib.get_close_matches(name, tokens, n=1)
-                raise ValueError(
-                    f"mix.weights names {name}, which is no domain of the corpus: "
-                    + (f"did you mean {near[0]}?" if near else f"its domains are {', '.join(tokens)}")
-                )
-        missing = [name for name in tokens if name not in mix.weights]
-        if missing:
-            raise ValueError(
-                f"mix.weights has no weight for {', '.join(missing)}: give one; 0 leaves a domain out"
-            )
-        wanted = {name: mix.weights[name] for name in tokens}
-    else:
-        most = max(tokens.values())
-        power = {"natural": 1.0, "uniform": 0.0, "temperature": 1 / mix.temperature}[mix.method]
-        wanted = {name: (count / most) ** power if count else 0.0 for name, count in tokens.items()}
+    if mix.offline == "stages":
+        return staged(mix, tuple(tokens))[0]
+    if mix.offline == "fixed":
+        return given("mix.weights", mix.weights, tuple(tokens))
+    most = max(tokens.values())
+    power = {"natural": 1.0, "uniform": 0.0, "temperature": 1 / mix.temperature}[mix.offline]
+    wanted = {name: (count / most) ** power if count else 0.0 for name, count in tokens.items()}
     return {name: weight / sum(wanted.values()) for name, weight in wanted.items()}
+
+
+def given(setting: str, weights: Mapping[str, float], domains: tuple[str, ...]) -> dict[str, float]:
+    """Weights that a setting gives to every domain, divided by their sum.
+
+    Raises:
+      ValueError: it misses a domain, or names one that the corpus does not have.
+    """
+    for name in weights:
+        if name not in domains:
+            near = difflib.get_close_matches(name, domains, n=1)
+            raise ValueError(
+                f"{setting} names {name}, which is no domain of the corpus: "
+                + (f"did you mean {near[0]}?" if near else f"its domains are {', '.join(domains)}")
+            )
+    missing = [name for name in domains if name not in weights]
+    if missing:
+        raise ValueError(f"{setting} has no weight for {', '.join(missing)}: give one; 0 leaves a domain out")
+    return {name: weights[name] / sum(weights.values()) for name in domains}
 
 
 def drawable(

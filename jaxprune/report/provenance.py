@@ -21,6 +21,7 @@ from jaxprune.data.store import TokenStore
 from jaxprune.mix import weights
 from jaxprune.prune import score, select
 from jaxprune.prune.signals import stage as signals
+from jaxprune.train.stage import CHANGES
 
 
 def read(config: Config, workdir: Workdir, before: str | None = None) -> dict[str, Manifest]:
@@ -112,6 +113,7 @@ def _origins(
         with (workdir.select / f"{mixture['selection']}.npy").open("rb") as file:
             documents = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         mixed = {"weights": [mixture["weights"][domain] for domain in domains]}
+        mixed |= {part: mixture[part] for part in CHANGES if part in mixture}
         settings = {"run": identity(config.final), "seed": seed, **mixed}
         yield f"train {name}", settings, {**prepare, "documents": documents}
     for name in config.final_runs:

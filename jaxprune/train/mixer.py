@@ -61,6 +61,7 @@ class Mixer:
         self._until: int = saved.get("until", 0)
         self._nll_K = np.array(saved.get("nll", [0.0] * len(domains)))
         self._tokens_K = np.array(saved.get("tokens", [0.0] * len(domains)))
+        self._drawn_K = np.array(saved.get("drawn", [0.0] * len(domains)))
         self.seconds: float = saved.get("seconds", 0.0)
         """Spent on decisions since the run began, the losses that they need included."""
 
@@ -72,6 +73,7 @@ class Mixer:
             "until": self._until,
             "nll": self._nll_K.tolist(),
             "tokens": self._tokens_K.tolist(),
+            "drawn": self._drawn_K.tolist(),
             "seconds": self.seconds,
         }
 
@@ -91,9 +93,10 @@ class Mixer:
 
     def observe(self, step: int, metrics: StepMetrics) -> Stage | None:
         """Counts a step's tokens and losses; where training losses are what the strategy waits for, its decision."""
-        if step <= self._start:  # of what the run was trained on before
-            return None
         metrics = jax.device_get(metrics)
+        self._drawn_K += np.asarray(metrics.tokens_K, np.float64)
+        if step <= self._start:  # of what the run is trained on before the strategy begins
+            return None
         self._nll_K += np.asarray(metrics.nll_sum_K, np.float64)
         self._tokens_K += np.asarray(metrics.tokens_K, np.float64)
         if not self._is_trained_on or step != self._until or step + 1 >= self._steps:
@@ -113,7 +116,9 @@ class Mixer:
         return self._ask(step, step, self._measure(), began)
 
     def _ask(self, step: int, start: int, loss_K: np.ndarray, began: float) -> Stage:
-        seen = Observation(step=step, loss_K=loss_K, tokens_K=self._tokens_K.copy())
+        seen = Observation(
+            step=step, loss_K=loss_K, tokens_K=self._tokens_K.copy(), drawn_K=self._drawn_K.copy()
+        )
         decision = self._take(lambda: self._strategy.update(self._state, seen))
         assert decision.until > step, "a strategy that has seen the losses decides on at least one step"
         self._nll_K[:], self._tokens_K[:] = 0.0, 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,25 @@ from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
 from jaxprune.train.loop import fit
 from jaxprune.train.plan import Plan
+from jaxprune.train.strategy import Strategy
+
+CHANGES = ("stages", "online")
+"""Parts of a mixture by which its weights change during the run."""
+StrategyOf = Callable[[dict[str, Any], int], Strategy]
+"""A final run's mixture (its entry in `weights.json`) and seed -> what decides its weights while it is trained."""
 
 
-def run(config: Config, workdir: Workdir, name: str) -> Manifest:
+def run(config: Config, workdir: Workdir, name: str, strategy_of: StrategyOf) -> Manifest:
     """Trains `reference`, `second`, or a final run `<arm>-<seed>`, unless it is trained already.
+
+    `strategy_of` is asked where the mixture says that the weights are decided online.
 
     Raises:
       ArtifactMissing: an earlier stage has not run.
       Interrupted, Diverged, ValueError: as `loop.fit`.
     """
     keep_steps: tuple[int, ...] = ()
+    mixture: dict[str, Any] = {}
     inputs = {"prepare": require(workdir.prepare, "jaxprune prepare CONFIG").fingerprint}
     store = TokenStore(workdir.prepare / "tokens")
     if name in ("reference", "second"):
@@ -44,18 +54,25 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
             inputs["documents"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         documents = np.load(selection)
         weights = tuple(mixture["weights"][domain] for domain in store.domains)
+    stages = mixture.get("stages", [])
+    online = mixture.get("online")
+    start = 0 if online is None else online["start"]
     plan = Plan(
         title=f"train {name}",
         run=settings,
         store=store,
         documents=documents,
-        stages=(Stage(start=0, weights=weights),),
+        stages=_stages(weights, stages, store.domains) if online is None or start > 0 else (),
+        strategy=None if online is None else strategy_of(mixture, seed),
+        mixing_start=start,
+        mixing_rows=1 if online is None else online["rows"],
         seed=seed,
         mesh=make_mesh(config.mesh),
         backends=config.metrics,
         keep_steps=keep_steps,
     )
     made_by: dict[str, Any] = {"run": identity(settings), "seed": seed, "weights": list(weights)}
+    made_by |= {part: mixture[part] for part in CHANGES if part in mixture}
     present = read_manifest(workdir.run(name))
     if keep_steps:
         made_by["keep_steps"] = list(keep_steps)
@@ -64,6 +81,17 @@ def run(config: Config, workdir: Workdir, name: str) -> Manifest:
     }:
         made_by = present.settings  # it keeps more than is asked for now, and is the same run
     return build(workdir.run(name), plan.title, made_by, inputs, lambda folder: fit(plan, folder))
+
+
+def _stages(
+    weights: tuple[float, ...], stages: list[dict[str, Any]], domains: tuple[str, ...]
+) -> tuple[Stage, ...]:
+    if not stages:
+        return (Stage(start=0, weights=weights),)
+    return tuple(
+        Stage(start=stage["start"], weights=tuple(stage["weights"][domain] for domain in domains))
+        for stage in stages
+    )
 
 
 def natural_weights(

@@ -34,6 +34,8 @@ class Observation:
     tokens in the steps since the last decision; NaN where there were none."""
     tokens_K: np.ndarray
     """Training tokens of each domain since the last decision."""
+    drawn_K: np.ndarray
+    """Training tokens of each domain since the run began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Strategy(ABC):
     step after the next, since the losses of a step are read while the next is computed.
     """
 
-    signal: ClassVar[Signal]
+    signal: Signal
     law: ClassVar[str]
     estimate: ClassVar[str]
     solve: ClassVar[str]

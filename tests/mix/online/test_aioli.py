@@ -16,6 +16,10 @@ CASES = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "ai
 ]
 
 
+def _seen(step, loss_K, tokens_K) -> Observation:
+    return Observation(step=step, loss_K=loss_K, tokens_K=tokens_K, drawn_K=tokens_K)
+
+
 def _of(case) -> Aioli:
     """The settings of a case; smoothing (paper) and one_hot_factor (code) say the same."""
     given = case["config"]
@@ -49,17 +53,13 @@ def test_it_has_the_numbers_of_the_authors_code(case, monkeypatch):
     step = 0
     for number, golden in enumerate(case["rounds"]):
         tokens_K = np.ones(strategy.n_domains)
-        state, decision = strategy.update(
-            state, Observation(step=step, loss_K=_array(golden["val_loss_start"]), tokens_K=tokens_K)
-        )
+        state, decision = strategy.update(state, _seen(step, _array(golden["val_loss_start"]), tokens_K))
         for mixture, losses in zip(golden["segment_mixtures"], golden["val_loss_after_segment"], strict=True):
             np.testing.assert_allclose(decision.weights_K, mixture, atol=1e-9)
-            assert decision.until == step + strategy.segment_steps
+            assert decision.until == step + case["config"]["lp_steps"]
             step = decision.until
             state = json.loads(json.dumps(state))
-            state, decision = strategy.update(
-                state, Observation(step=step, loss_K=_array(losses), tokens_K=_array(mixture))
-            )
+            state, decision = strategy.update(state, _seen(step, _array(losses), _array(mixture)))
         np.testing.assert_allclose(_array(decision.record["A"]), _array(golden["A_solved"]), atol=1e-9)
         np.testing.assert_allclose(decision.weights_K, _array(golden["p_next"]), atol=1e-9)
         if golden.get("A_ema") is not None:
@@ -103,9 +103,7 @@ class _Planted:
             if step >= steps:
                 return decisions
             measured_K = self.loss_K + self.noise * self.rng.standard_normal(n_domains)
-            state, decision = strategy.update(
-                json.loads(json.dumps(state)), Observation(step=step, loss_K=measured_K, tokens_K=rows_K)
-            )
+            state, decision = strategy.update(json.loads(json.dumps(state)), _seen(step, measured_K, rows_K))
 
 
 THREE = 1e-3 * np.array([[3.0, 0.5, 0.2], [0.5, 1.0, 0.1], [0.1, 0.2, 0.5]])

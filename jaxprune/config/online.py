@@ -1,0 +1,79 @@
+"""Strategies that change the mixture while the final model trains: their settings, with the papers' defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxprune.config.base import Settings, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aioli(Settings):
+    """Learns on the running model how the domains help each other (arXiv 2411.05735); docs/mixing.md."""
+
+    rounds: int = 20
+    """T: times that it learns and decides."""
+    sweeps: int = 4
+    """k: segments of each domain in a round, after each of which held-out losses are taken."""
+    segment_steps: int | None = None
+    """Steps of a segment; None: as many as `learning` gives."""
+    learning: float = 0.1
+    """delta: share of a round that is in segments, at least a step each; where segment_steps is None."""
+    smoothing: float = 0.75
+    """epsilon: share of a segment that is uniform over the domains; the rest is one domain."""
+    eta: float = 0.2
+    """Step of the exponentiated gradient."""
+    ema: float | None = None
+    """None: weights follow from those before (the paper). Else each round starts afresh, from what was learnt in all
+    rounds, where this is the share of the past (the released scripts: 0.1 or 0.5)."""
+    interactions: Literal["full", "diagonal"] = "full"
+    """diagonal: what a domain does for the others is taken for nothing (Aioli-diagonal)."""
+    estimator: Literal["least_squares", "reference"] = "least_squares"
+    """reference: of intended shares, without drift and confidence, as in the authors' code."""
+    drift: bool = True
+    """Let the loss fall with time whatever is trained on; needs 2 sweeps."""
+    confidence: float | None = 0.9
+    """With which domains must be told apart before weights move; needs 2 sweeps. None: they always move."""
+    floor: float = 0.01
+    """Least weight of a domain, as a share of the uniform one."""
+    shuffle: Literal["sweep", "round"] = "sweep"
+    """Order of a round's segments: each sweep shuffled by itself (as released), or all together (the paper)."""
+    targets: dict[str, float] = field(default_factory=dict)
+    """What the held-out loss of each domain counts, 0 where it is not named; empty: all the same."""
+
+    def check_values(self) -> None:
+        for name in ("rounds", "sweeps"):
+            check(getattr(self, name) > 0, f"mix.aioli.{name} is {getattr(self, name)}: set 1 or more")
+        check(
+            self.segment_steps is None or self.segment_steps > 0,
+            f"mix.aioli.segment_steps is {self.segment_steps}: set 1 or more, or None",
+        )
+        check(0 < self.learning <= 1, f"mix.aioli.learning is {self.learning}: set a share above 0, up to 1")
+        check(
+            0 <= self.smoothing < 1,
+            f"mix.aioli.smoothing is {self.smoothing}: set a share from 0 to below 1; at 1 all segments are the same",
+        )
+        check(0 <= self.eta < math.inf, f"mix.aioli.eta is {self.eta}: set a finite number, 0 or more")
+        check(
+            self.ema is None or 0 <= self.ema < 1,
+            f"mix.aioli.ema is {self.ema}: set a share from 0 to below 1, or None",
+        )
+        check(
+            self.confidence is None or 0 <= self.confidence < 1,
+            f"mix.aioli.confidence is {self.confidence}: set a share from 0 to below 1, or None",
+        )
+        check(0 <= self.floor <= 1, f"mix.aioli.floor is {self.floor}: set a share from 0 to 1")
+        check(
+            self.sweeps > 1
+            or self.estimator == "reference"
+            or not (self.drift or self.confidence is not None),
+            "mix.aioli.sweeps is 1, after which neither drift nor noise can be told: set 2 or more, or "
+            "mix.aioli.drift False and mix.aioli.confidence None",
+        )
+        check(
+            all(0 <= weight < math.inf for weight in self.targets.values())
+            and (not self.targets or sum(self.targets.values()) > 0),
+            f"mix.aioli.targets is {self.targets}: weights must not be negative or infinite, nor all 0",
+        )
