@@ -31,14 +31,16 @@ class Corrected(Law):
     source = "Kennedy & O'Hagan 2001"
 
     def fit(self, table: MixtureTable) -> FittedCorrected:
-        return FittedCorrected(self, table)
+        return FittedCorrected(self, table, self.law.fit(table))
 
 
 class FittedCorrected(FittedLaw):
     """A fitted law and the process of its residuals."""
 
-    def __init__(self, law: Corrected, table: MixtureTable) -> None:
-        self.base = law.law.fit(table)
+    law: Corrected
+
+    def __init__(self, law: Corrected, table: MixtureTable, base: FittedLaw) -> None:
+        self.base = base
         super().__init__(law, table, self.base.notes)
         rows = table.thinned(MOST_ROWS)
         expected_NE = self.base.predict(rows.weights_RK, rows.tokens_R, rows.params_R)
@@ -49,6 +51,9 @@ class FittedCorrected(FittedLaw):
     def _predict(self, weights_NK: np.ndarray, tokens_N: np.ndarray, params_N: np.ndarray) -> np.ndarray:
         residual_NE = self.process(features(self.table, weights_NK, tokens_N, params_N))
         return self.base.predict(weights_NK, tokens_N, params_N) * np.exp(residual_NE)
+
+    def refitted(self, table: MixtureTable) -> FittedLaw:
+        return FittedCorrected(self.law, table, self.base.refitted(table))
 
     def coefficients(self, **options: Any) -> tuple[Coefficient, ...]:
         """Those of the law."""

@@ -97,6 +97,10 @@ class FittedLaw(ABC):
         """Coefficients with intervals of a bootstrap over runs; a law that has none gives none."""
         return ()
 
+    def refitted(self, table: MixtureTable) -> FittedLaw:
+        """The same law fitted to other rows of its table; a law that can starts from where it is."""
+        return self.law.fit(table)
+
     def optimum(self, **constraints: Any) -> Optimum:
         """The mixture of least predicted loss; the arguments are those of `jaxprune.mix.optimum.optimum`."""
         from jaxprune.mix.optimum import optimum

@@ -171,6 +171,24 @@ class FittedParametric(FittedLaw):
             curves = [fit.form.curve(fit.solution.theta_P, points).log_loss_N for fit in self.fits]
         return np.exp(np.stack(curves, axis=1))
 
+    def refitted(self, table: MixtureTable) -> FittedLaw:
+        """From the coefficients of the whole table; anew where other rows may choose another form, or miss a target."""
+        ones = [one_target(table, e) for e in range(len(table.targets))]
+        if table.targets != self.targets or any(len(one) == 0 or len(self.law.forms(one)) > 1 for one in ones):
+            return self.law.fit(table)
+        fits = []
+        for fit, one in zip(self.fits, ones, strict=True):
+            points = points_of(one, table)
+            usable_N = fit.form.usable(points)
+            if not usable_N.any():
+                return self.law.fit(table)
+            rows = Points(*(values_N[usable_N] for values_N in points))
+            log_loss_N = np.log(one.loss_RE[usable_N, 0])
+            solution = fit_form(fit.form, rows, log_loss_N, self.law.delta, [fit.solution.theta_P])
+            n_dropped = int((~usable_N).sum())
+            fits.append(TargetFit(form=fit.form, solution=solution, n_dropped=n_dropped, notes=()))
+        return self.law.fitted(table, fits, ())
+
     def coefficients(
         self, n_resamples: int = 100, level: float = 0.95, seed: int = 0
     ) -> tuple[Coefficient, ...]:
