@@ -21,12 +21,19 @@ from jaxprune.data.store import TokenStore
 from jaxprune.mix.compare import Comparison, Errors, compare
 from jaxprune.mix.laws import LAWS, FittedLaw
 from jaxprune.mix.laws.parametric import FittedParametric, ParametricLaw
-from jaxprune.mix.optimum import Optimum
+from jaxprune.mix.optimum import Optimum, check_pairs
 from jaxprune.mix.table import MixtureTable
 from jaxprune.mix.weights import kept_tokens
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
 from jaxprune.settings import load
+
+_PAIRS = {
+    "natural": "the corpus's proportions, or tokens: DOMAIN NUMBER ... (default: of the CONFIG)",
+    "available": "tokens there are: DOMAIN NUMBER ... (default: of the CONFIG)",
+    "floors": "least proportions: DOMAIN NUMBER ...",
+    "evaluation": "weights of targets in the mean loss: TARGET NUMBER ... (default: all alike)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +51,12 @@ def main(command: str, arguments: Sequence[str], description: str) -> int:
     Raises:
       ValueError, ArtifactMissing: one line on what is wrong.
     """
-    options = _parser(command, description).parse_args(list(arguments))
+    options, overrides = _parser(command, description).parse_known_args(list(arguments))
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise ValueError(
             f"--out is {options.out}: there is no folder {options.out.resolve().parent}, make it first"
         )
-    source = _source(options.table, options.workdir)
+    source = _source(options.table, options.workdir, overrides)
     for note in source.table.notes:
         say(f"{options.table}: {note}")
     result = {"fit": _fit, "optimum": _optimum, "compare": _compare}[command](options, source)
@@ -98,28 +105,42 @@ def _diagnosed(fitted: FittedLaw) -> dict[str, Any]:
 
 
 def _optimum(options: argparse.Namespace, source: Source) -> dict[str, Any]:
+    bounds = _bounds(options, source)
     second_name = options.second or ("exponential" if options.law == "reciprocal" else "reciprocal")
     # At the end of the runs laws predict best; only other tokens than theirs need the way there.
     table = source.table if options.tokens is not None or options.law == "joint" else source.table.end()
     fitted = _fitted(options.law, table)
     second = _fitted(second_name, table) if second_name != "none" else None
-    natural = _pairs(options.natural, "--natural") or source.kept
+    best = fitted.optimum(second=second, **bounds)
+    _show_optimum(best, bounds["natural"])
+    return dataclasses.asdict(best)
+
+
+def _bounds(options: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """The arguments of the optimum, checked as far as they can be before the minutes that a fit may take."""
+    table = source.table
+    if options.second == options.law:
+        raise ValueError(f"--second is {options.law}, as --law: name a law of another kind, or none")
+    pairs = {name: _pairs(getattr(options, name), f"--{name}") for name in _PAIRS}
+    for name, given in pairs.items():
+        check_pairs(given, f"--{name}", table.targets if name == "evaluation" else table.domains)
+    for name in ("tokens", "params", "epochs"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"--{name} is {value:g}: give a finite number above 0")
+    if options.kl is not None and not 0 <= options.kl < np.inf:
+        raise ValueError(f"--kl is {options.kl:g}: give a finite number, 0 or more")
     bounds = {
-        "second": second,
-        "natural": natural,
-        "evaluation": _pairs(options.evaluation, "--evaluation"),
-        "floors": _pairs(options.floors, "--floors"),
-        "available": _pairs(options.available, "--available") or source.kept,
+        "natural": pairs["natural"] or source.kept,
+        "evaluation": pairs["evaluation"],
+        "floors": pairs["floors"],
+        "available": pairs["available"] or source.kept,
         "epochs": options.epochs,
         "tokens": source.tokens if options.tokens is None else options.tokens,
         "params": options.params,
         "extrapolate": options.extrapolate,
     }
-    if options.kl is not None:
-        bounds["kl"] = options.kl
-    best = fitted.optimum(**bounds)
-    _show_optimum(best, natural)
-    return dataclasses.asdict(best)
+    return bounds if options.kl is None else bounds | {"kl": options.kl}
 
 
 def _compare(options: argparse.Namespace, source: Source) -> dict[str, Any]:
@@ -151,11 +172,15 @@ def _fitted(name: str, table: MixtureTable) -> FittedLaw:
     return fitted
 
 
-def _source(name: str, workdir: str | None) -> Source:
-    """A table file, or the table of a config's swarm with what the config knows."""
+def _source(name: str, workdir: str | None, overrides: list[str]) -> Source:
+    """A table file, or the table of a config's swarm with what the config, with its overrides, knows."""
     if not name.endswith(".py"):
+        if overrides:
+            raise ValueError(
+                f"{overrides[0]} is no option of this command, and the table {name} has no settings: see --help"
+            )
         return Source(MixtureTable.read(name).informative(), None, None)
-    config = load(name, [])
+    config = load(name, overrides)
     place = Workdir(Path(workdir or Path("runs") / config.name))
     require(place.table, f"jaxprune mix swarm {name}")
     table = MixtureTable.read(place.table / "table.csv").informative()
@@ -262,7 +287,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "table",
         metavar="TABLE",
-        help="a CSV or Parquet file with columns w_<domain>, loss_<target>, run_id, tokens; or a CONFIG whose swarm has run",
+        help="a CSV or Parquet file with columns w_<domain>, loss_<target>, run_id, tokens; or a CONFIG whose swarm has run, with the settings it had: --SETTING VALUE ...",
     )
     parser.add_argument("--workdir", metavar="DIR", help="of the CONFIG (default: runs/NAME OF THE CONFIG)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result as JSON too")
@@ -293,13 +318,7 @@ def _add_optimum(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--params", type=float, metavar="N", help="of the model that is planned (the table's most)"
     )
-    pairs = {
-        "natural": "the corpus's proportions, or tokens: DOMAIN NUMBER ... (default: of the CONFIG)",
-        "available": "tokens there are: DOMAIN NUMBER ... (default: of the CONFIG)",
-        "floors": "least proportions: DOMAIN NUMBER ...",
-        "evaluation": "weights of targets in the mean loss: TARGET NUMBER ... (default: all alike)",
-    }
-    for option, text in pairs.items():
+    for option, text in _PAIRS.items():
         parser.add_argument(f"--{option}", nargs="+", metavar="PAIR", help=text)
     parser.add_argument(
         "--epochs", type=float, default=MANY_EPOCHS, help=f"most repetitions of a domain ({MANY_EPOCHS:g})"

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq, least_squares
 
-_START = (1.0, 1.0)  # of a and b
+_STARTS = ((1.0, 1.0), (0.2, 0.3), (5.0, 2.0))  # of a and b
+_EXACT = 1e-20  # a sum of squares that is rounding
 _LOWER, _UPPER = (1e-9, 1e-6), (1e6, 1e4)  # of a and b
 _TOLERANCE = 1e-15
 _MOST_STEPS = 2000
+_ROUNDING = 1e-12
 _FEWEST = 3  # multiples, as there are coefficients
 
 
@@ -30,7 +32,8 @@ class DataCurves:
       domains: names.
       a_K, b_K, c_K: coefficients. a is what the other domains already teach of a domain, in its units.
       error_K: the largest miss of a curve, as a share of the base run's perplexity; 0 but for rounding where a curve of the
-        family goes through three points.
+        family goes through three points (then another may too, which
+        only a fourth multiple tells apart).
     """
 
     domains: tuple[str, ...]
@@ -54,7 +57,7 @@ class DataCurves:
         """
         k = len(self.domains)
         total = float(k if total is None else total)
-        if not 0 <= least < np.inf or not total < np.inf or total < k * least:
+        if not 0 <= least < np.inf or not total < np.inf or total < k * least * (1 - _ROUNDING):
             raise ValueError(
                 f"total is {total:g} and least {least:g} for {k} domains: give a total of at least {k} x least, and least 0 or more"
             )
@@ -67,7 +70,7 @@ class DataCurves:
         # At the steepest slope of any curve all stand at the least, at the flattest one any has by far more than all.
         slope_K = np.log(self.b_K) - (self.b_K + 1) * np.log(least + self.a_K)
         flat_K = np.log(self.b_K) - (self.b_K + 1) * np.log(total + self.a_K)
-        if total == k * least:
+        if total <= k * least * (1 + _ROUNDING):
             return np.full(k, float(least))
         found = brentq(
             lambda log_slope: shared_out(log_slope).sum() - total, flat_K.min(), slope_K.max(), xtol=1e-13
@@ -138,16 +141,22 @@ def _fit(name: str, x_X: np.ndarray, y_X: np.ndarray) -> tuple[float, float, flo
         slopes_XP = np.stack([-b * falling_X / (x_X + a), -falling_X * np.log(x_X + a)], axis=1)
         return slopes_XP - slopes_XP.mean(axis=0)
 
-    found = least_squares(
-        residuals,
-        _START,
-        jac=jacobian,  # pyright: ignore[reportArgumentType]
-        bounds=(_LOWER, _UPPER),
-        x_scale="jac",
-        xtol=_TOLERANCE,
-        ftol=_TOLERANCE,
-        gtol=_TOLERANCE,
-        max_nfev=_MOST_STEPS,
-    )
-    a, b = (float(value) for value in found.x)
+    best = None
+    for start in _STARTS:
+        found = least_squares(
+            residuals,
+            start,
+            jac=jacobian,  # pyright: ignore[reportArgumentType]
+            bounds=(_LOWER, _UPPER),
+            x_scale="jac",
+            xtol=_TOLERANCE,
+            ftol=_TOLERANCE,
+            gtol=_TOLERANCE,
+            max_nfev=_MOST_STEPS,
+        )
+        # Two curves may go through the same three points: then the first stays.
+        if best is None or found.cost < best.cost - _EXACT:
+            best = found
+    assert best is not None, "no start"
+    a, b = (float(value) for value in best.x)
     return a, b, float((y_X - (x_X + a) ** -b).mean())

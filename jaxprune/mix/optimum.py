@@ -5,7 +5,7 @@ Legend: K domains, N mixtures, E targets, P starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +86,15 @@ def optimum(
     Raises:
       ValueError: a name is no domain or target, the bounds leave no mixture, or `kl` has no natural mixture.
     """
+    for name, given in (
+        ("natural", natural),
+        ("evaluation", evaluation),
+        ("floors", floors),
+        ("available", available),
+    ):
+        check_pairs(given, name)
+    for name, value in (("tokens", tokens), ("params", params), ("epochs", epochs), ("kl", kl)):
+        check_number(value, name)
     table = fitted.table
     _check(fitted, second, available, tokens, epochs)
     natural_K = _proportions(natural, fitted.domains, "natural")
@@ -134,6 +143,29 @@ def optimum(
             ),
         ),
     )
+
+
+def check_pairs(given: object, name: str, known: Collection[str] | None = None) -> None:
+    """Raises ValueError unless `given` is None or a mapping of names, `known` where these are given, to numbers."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} is {given!r}: give a dictionary of names and numbers")
+    for key, value in given.items():
+        if known is not None and key not in known:
+            raise ValueError(f"{name} names {key}: the table has {', '.join(known)}")
+        if not _is_number(value):
+            raise ValueError(f"{name} has {value!r} for {key}: give a number")
+
+
+def check_number(value: object, name: str) -> None:
+    """Raises ValueError unless `value` is None or a number."""
+    if value is not None and not _is_number(value):
+        raise ValueError(f"{name} is {value!r}: give a number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

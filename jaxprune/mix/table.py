@@ -69,9 +69,14 @@ class MixtureTable:
         """A table from a dataframe: pyarrow, pandas, polars, or whatever speaks Arrow.
 
         Raises:
-          ValueError: columns are missing or hold no numbers; or as `from_arrays`.
+          ValueError: it is no dataframe, columns are missing or hold no numbers; or as `from_arrays`.
         """
-        table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+        try:
+            table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} is of type {type(frame).__name__}, not a dataframe: {str(error).splitlines()[0]}; give pandas, polars or pyarrow"
+            ) from None
         twice = [column for column in table.column_names if table.column_names.count(column) > 1]
         if twice:
             raise ValueError(f"{name} has two columns {twice[0]}: rename or delete one")

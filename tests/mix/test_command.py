@@ -89,6 +89,9 @@ def test_compare_shows_every_law(table, tmp_path, capsys):
         (["fit", "none.csv"], "there is no table none.csv"),
         (["optimum", "TABLE", "--natural", "a"], "--natural is a: write pairs of a name and a number"),
         (["optimum", "TABLE", "--floors", "z", "0.1"], "floors names z: the table has a, b, c"),
+        (["optimum", "TABLE", "--tokens", "-1"], "--tokens is -1: give a finite number above 0"),
+        (["optimum", "TABLE", "--second", "combined"], "--second is combined, as --law"),
+        (["fit", "TABLE", "--seed", "3"], "--seed is no option of this command"),
         (["compare", "TABLE", "--laws", "bimx"], "there is no law bimx"),
         (["fit", "TABLE", "--law", "power"], "all rows have the same tokens"),
     ],
@@ -97,6 +100,23 @@ def test_mistakes_get_one_line(table, words, message, capsys):
     assert cli.main(["mix", *(str(table) if word == "TABLE" else word for word in words)]) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert message in line
+
+
+def test_options_are_checked_before_a_law_is_fitted(table, monkeypatch, capsys):
+    monkeypatch.setattr(LAWS["bimix"].__class__, "fit", lambda *_: pytest.fail("fitted"))
+    for words in (["--floors", "z", "0.1"], ["--evaluation", "z", "1"], ["--kl", "-1"], ["--epochs", "0"]):
+        assert cli.main(["mix", "optimum", str(table), "--law", "bimix", *words]) == 1
+        assert words[0] in capsys.readouterr().err
+
+
+def test_settings_behind_a_config_are_its_own(tmp_path, capsys):
+    path = tmp_path / "own.py"
+    path.write_text("from jaxprune.config import Config\n\n\ndef config():\n    return Config(name='own')\n")
+    words = ["mix", "fit", str(path), "--workdir", str(tmp_path), "--law", "bimix"]
+    assert cli.main([*words, "--swarm.runz", "3"]) == 1
+    assert "there is no setting --swarm.runz" in capsys.readouterr().err
+    assert cli.main([*words, "--swarm.runs", "30"]) == 1
+    assert "jaxprune mix swarm" in capsys.readouterr().err
 
 
 def test_help_and_a_law_that_is_unknown(table, capsys):

@@ -301,3 +301,25 @@ def test_model_sizes_that_a_law_does_not_know_are_said():
     )
     assert any("does not know model sizes" in note for note in Exponential().fit(mixed).notes)
     assert not any("does not know model sizes" in note for note in Reciprocal().fit(mixed).notes)
+
+
+def test_sizes_are_extrapolated_from_the_mean_of_seeds():
+    weights = np.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5]])
+    tables = []
+    for size in (1e6, 2e6, 4e6, 8e6):
+        loss = 2 + 0.5 * (size / 1e6) ** -0.5
+        off = np.array([[0.1], [0.0], [-0.1]])  # of the first seed, the other mixture, the second seed
+        tables.append(MixtureTable.from_arrays(weights, loss + off, params_R=np.full(3, size)))
+    found = along_params(tables, 64e6)
+    assert len(found) == 2
+    np.testing.assert_allclose(found.loss_RE, 2 + 0.5 / 8, atol=2e-3)
+
+
+def test_fits_to_a_part_that_start_from_the_whole_find_what_a_fresh_fit_finds():
+    for case in ("reciprocal", "exponential", "autoscale"):
+        table, _ = planted(case, NOISE)
+        part, weights = table.rows(np.arange(len(table)) % 5 != 0), held_out()
+        law = law_of(case)
+        again = law.fit(table).refitted(part).predict(weights)
+        np.testing.assert_allclose(again, law.fit(part).predict(weights), rtol=2e-3)
+        assert not np.allclose(again, law.fit(table).predict(weights), rtol=1e-7)

@@ -201,3 +201,14 @@ def test_trees_are_searched_by_samples():
         MixtureTable.from_arrays(weights, loss, domains=DOMAINS)
     )
     assert fitted.optimum().weights["code"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_arguments_of_other_types_get_one_line():
+    fitted = BiMix().fit(own_proportion_table())
+    for given, message in (
+        ({"floors": [0.1, 0.2]}, "floors is .*: give a dictionary"),
+        ({"available": {"code": "many"}}, "available has 'many' for code: give a number"),
+        ({"tokens": "2B"}, "tokens is '2B': give a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fitted.optimum(**given)

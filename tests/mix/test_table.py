@@ -111,3 +111,8 @@ def test_thinning_keeps_the_last_checkpoint_of_every_run():
     )
     thin = table.thinned(12)
     assert len(thin) == 12 and thin.runs == table.runs and set(thin.last().tokens_R) == {10}
+
+
+def test_what_is_no_dataframe_is_named():
+    with pytest.raises(ValueError, match="of type int, not a dataframe"):
+        MixtureTable.from_frame(3)

@@ -55,7 +55,7 @@ def along_params(tables: Sequence[MixtureTable], params: float) -> MixtureTable:
     """Losses of the mixtures that all tables have, at a model size beyond them: L = e + b N^-a for each.
 
     Args:
-      tables: one a model size, each at one number of tokens.
+      tables: one a model size, each at one number of tokens; of several seeds of a mixture the mean is taken.
       params: the size that is asked for.
 
     Raises:
@@ -69,9 +69,7 @@ def along_params(tables: Sequence[MixtureTable], params: float) -> MixtureTable:
     if any(table.domains != first.domains for table in others):
         raise ValueError("the tables mix other domains: give tables of one corpus")
     shared = [target for target in first.targets if all(target in table.targets for table in others)]
-    mixtures = [
-        {tuple(weights): row for row, weights in enumerate(table.weights_RK.round(6))} for table in tables
-    ]
+    mixtures = [_mean_losses(table) for table in tables]
     common = [mixture for mixture in mixtures[0] if all(mixture in of for of in mixtures[1:])]
     if not common:
         raise ValueError("no mixture is in all tables: run the same mixtures at every size")
@@ -79,15 +77,27 @@ def along_params(tables: Sequence[MixtureTable], params: float) -> MixtureTable:
     for i, mixture in enumerate(common):
         for e, target in enumerate(shared):
             points = [
-                (table.params_R[of[mixture]], table.loss_RE[of[mixture], table.targets.index(target)])
+                (table.params_R[of[mixture][0]], of[mixture][1][table.targets.index(target)])
                 for table, of in zip(tables, mixtures, strict=True)
             ]
             size_R, loss_R = np.array([point for point in points if np.isfinite(point[1])]).reshape(-1, 2).T
             losses_RE[i, e] = _power(size_R, loss_R, params, 3)
-    ends = first.rows(np.array([mixtures[0][mixture] for mixture in common]))
+    ends = first.rows(np.array([mixtures[0][mixture][0] for mixture in common]))
     return dataclasses.replace(
         ends, targets=tuple(shared), params_R=np.full(len(common), float(params)), loss_RE=losses_RE
     )
+
+
+def _mean_losses(table: MixtureTable) -> dict[tuple[float, ...], tuple[int, np.ndarray]]:
+    """Mixture -> its first row, and losses [E], means over its seeds of what was measured."""
+    rounded_RK = table.weights_RK.round(6)
+    found = {}
+    for row, weights_K in enumerate(rounded_RK):
+        loss_SE = table.loss_RE[(rounded_RK == weights_K).all(axis=1)]
+        n_E = np.isfinite(loss_SE).sum(axis=0)
+        mean_E = np.where(n_E > 0, np.nansum(loss_SE, axis=0) / np.maximum(n_E, 1), np.nan)
+        found.setdefault(tuple(weights_K), (row, mean_E))
+    return found
 
 
 def _power(scale_R: np.ndarray, loss_R: np.ndarray, at: float, fewest: int) -> float:

@@ -174,7 +174,9 @@ class FittedParametric(FittedLaw):
     def refitted(self, table: MixtureTable) -> FittedLaw:
         """From the coefficients of the whole table; anew where other rows may choose another form, or miss a target."""
         ones = [one_target(table, e) for e in range(len(table.targets))]
-        if table.targets != self.targets or any(len(one) == 0 or len(self.law.forms(one)) > 1 for one in ones):
+        if table.targets != self.targets or any(
+            len(one) == 0 or len(self.law.forms(one)) > 1 for one in ones
+        ):
             return self.law.fit(table)
         fits = []
         for fit, one in zip(self.fits, ones, strict=True):
