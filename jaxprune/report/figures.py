@@ -65,7 +65,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest], sp
         "results": _results(config, held_out),
         "composition": selections,
         "curves": _curves(config, workdir, store.domains),
-        "mixture": _mixture(config, workdir, store.domains),
+        "mixture": _mixture(config, workdir, store.domains, manifests),
         "costs": costs(config, store.vocab_size, manifests),
         "data": _data(workdir, store),
         "reproduce": {
@@ -230,9 +230,19 @@ def _thinned(values: list[float]) -> list[float]:
     return [float(part.mean()) for part in parts]
 
 
-def _mixture(config: Config, workdir: Workdir, domains: Sequence[str]) -> dict[str, Any]:
-    """Weights and epochs of each domain: means over the seeds of an arm, and every run's own."""
+def _mixture(
+    config: Config, workdir: Workdir, domains: Sequence[str], manifests: Mapping[str, Manifest]
+) -> dict[str, Any]:
+    """Weights and epochs of each domain: means over the seeds of an arm, and every run's own.
+
+    Of runs whose weights were decided online, what they drew.
+    """
     runs = json.loads((workdir.mix / "weights.json").read_text())
+    for name, run in runs.items():
+        if "online" in run:
+            run["epochs"] = manifests[f"train {name}"].counts["epochs"]
+            drawn = {domain: run["epochs"][domain] * run["rows"][domain] for domain in domains}
+            run["weights"] = {domain: rows / sum(drawn.values()) for domain, rows in drawn.items()}
     arms: dict[str, Any] = {}
     for arm in config.arms:
         of_arm = [runs[f"{arm}-{seed}"] for seed in config.seeds]

@@ -243,6 +243,10 @@ def _mixture(figures: Mapping[str, Any]) -> str:
         "fixed": "fixed weights",
         "law": "where a mixing law puts the least loss",
         "entropy": "in proportion to the exponential of the entropy of its text",
+        "stages": "weights that change at given times, here their average",
+        "unimax": "as uniform as the epochs allow",
+        "best": "the mixture of the best of the proxies",
+        "aioli": "decided while it was trained, here the average of what it drew",
     }[mixture["method"]]
     return (
         f"Arm {arm} trained on {', '.join(listed)}{rest} ({mixture['method']}: {method}); every arm on "

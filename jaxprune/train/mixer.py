@@ -147,7 +147,7 @@ class Mixer:
         seconds = time.time() - began
         self.seconds += seconds
         if self._lines is not None:
-            line = {"step": step, "start": start, "until": min(decision.until, self._steps)}
+            line: dict[str, Any] = {"step": step, "start": start, "until": min(decision.until, self._steps)}
             line["weights"] = self._named(np.array(stage.weights))
             if seen is not None:
                 line["loss"] = self._named(seen.loss_K)
