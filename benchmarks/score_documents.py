@@ -4,8 +4,8 @@
 
 Documents have lognormal lengths (median 400 tokens, sigma 1.1, at most 100,000); the model is mpt_125m
 with random weights. All sides score the same documents and are shown to give the same NLL of
-each: ours as `jaxprune score` does; transformers with a GPT-2 of the same weights and shape, a window at a
-time without padding, in a process of its own (with `--torch-python`, of another environment, which has
+each: ours as `jaxprune score` does; transformers with a GPT-2 of the same weights and shape, on a CPU a window at a
+time without padding, on a GPU in our type and in batches of our size of windows of like length, in a process of its own (with `--torch-python`, of another environment, which has
 torch, transformers and numpy). The bare forward pass scores as many tokens in full rows, which have no
 padding and no documents. They take turns; medians are printed. Padding is counted for 16,384 documents too,
 a shard of the usual size.
@@ -173,7 +173,13 @@ def save(params: nnx.State, store: TokenStore, folder: Path) -> None:
 @contextmanager
 def their_side(folder: Path, model: config.Model, arguments: argparse.Namespace) -> Iterator:
     """Starts transformers with the weights and documents of `folder`."""
-    settings = {"heads": model.n_heads, "context": model.context, "threads": arguments.threads}
+    settings = {
+        "heads": model.n_heads,
+        "context": model.context,
+        "threads": arguments.threads,
+        "dtype": arguments.dtype if jax.default_backend() == "gpu" else "float32",
+        "batch_tokens": arguments.batch_tokens,
+    }
     peer = Path(__file__).with_name("score_documents_peer.py")
     command = [arguments.torch_python, str(peer), str(folder), json.dumps(settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:

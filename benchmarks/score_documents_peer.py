@@ -68,22 +68,56 @@ def main() -> None:
     tokens = np.fromfile(folder / "store" / "tokens", np.uint16).astype(np.int64)
     offsets = np.load(folder / "store" / "offsets.npy")
     context = settings["context"]
+    windows = [
+        (document, first, min(first + context + 1, end))
+        for document, (start, end) in enumerate(itertools.pairwise(offsets.tolist()))
+        for first in range(start, end - 1, context)
+    ]
+    windows.sort(key=lambda window: window[2] - window[1])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, settings["dtype"])
+    model = model.to(device, dtype)
+    # A CPU gains nothing from batches and would compute the padding; a GPU is idle without them.
+    batches = filled(windows, settings["batch_tokens"] if device == "cuda" else 0)
     print(
-        f"transformers {transformers.__version__}, torch {torch.__version__}, eager, {settings['threads']} threads",
+        f"transformers {transformers.__version__}, torch {torch.__version__}, eager, {device} {settings['dtype']}, "
+        f"{settings['threads']} threads, {len(batches)} batches",
         flush=True,
     )
     for _ in sys.stdin:
         begin = time.perf_counter()
-        nll_N = []
+        nll_N = np.zeros(len(offsets) - 1)
         with torch.inference_mode():
-            for start, end in itertools.pairwise(offsets):
-                nll = 0.0
-                for first in range(start, end - 1, context):
-                    row = torch.from_numpy(tokens[first : min(first + context + 1, end)])
-                    logits = model(row[None, :-1]).logits[0]
-                    nll += float(torch.nn.functional.cross_entropy(logits, row[1:], reduction="sum"))
-                nll_N.append(nll)
-        print(json.dumps({"seconds": time.perf_counter() - begin, "nll_N": nll_N}), flush=True)
+            pending = [nlls(model, tokens, batch, device) for batch in batches]
+            for batch, nll_B in zip(batches, pending, strict=True):
+                np.add.at(nll_N, [document for document, _, _ in batch], nll_B.double().cpu().numpy())
+        print(json.dumps({"seconds": time.perf_counter() - begin, "nll_N": nll_N.tolist()}), flush=True)
+
+
+def filled(windows: list[tuple[int, int, int]], batch_tokens: int) -> list[list[tuple[int, int, int]]]:
+    """Windows in ascending order of length, in batches of at most so many tokens with padding; 0: one by one."""
+    batches: list[list[tuple[int, int, int]]] = []
+    for window in windows:
+        longest = window[2] - window[1]
+        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
+
+
+def nlls(
+    model: transformers.GPT2LMHeadModel, tokens: np.ndarray, batch: list[tuple[int, int, int]], device: str
+) -> torch.Tensor:
+    """Summed NLL of each window of a batch, which is padded on the right."""
+    longest = max(end - first for _, first, end in batch)
+    rows = np.zeros((len(batch), longest), np.int64)
+    targets = np.full((len(batch), longest - 1), -100)
+    for row, (_, first, end) in enumerate(batch):
+        rows[row, : end - first] = tokens[first:end]
+        targets[row, : end - first - 1] = tokens[first + 1 : end]
+    logits = model(torch.from_numpy(rows[:, :-1]).to(device)).logits.float()
+    aims = torch.from_numpy(targets).to(device)
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), aims, reduction="none").sum(dim=1)
 
 
 if __name__ == "__main__":
