@@ -18,7 +18,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import jaxprune.config
-from jaxprune.config import Config
+from jaxprune.config import Config, MixStage
 from jaxprune.config.mix import ONLINE
 
 _OF_SIGNALS = {
@@ -158,6 +158,8 @@ def _words(value: Any) -> list[str]:
     """The value of a setting as the command line takes it."""
     if isinstance(value, dict):
         return [str(word) for pair in value.items() for word in pair]
+    if isinstance(value, tuple) and value and isinstance(value[0], MixStage):
+        return [word for stage in value for word in (str(stage.at), *_words(stage.weights))]
     return [str(word) for word in value] if isinstance(value, tuple) else [str(value)]
 
 
@@ -182,6 +184,50 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=_words,
     )
+
+
+@_REGISTRY.primitive_rule
+def _stages(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[MixStage, ...]] | None:
+    """Stages are written one behind the other: when they begin, and pairs."""
+    if info.type != tuple[MixStage, ...]:
+        return None
+
+    def read(words: list[str]) -> tuple[MixStage, ...]:
+        stages: list[tuple[float, dict[str, float]]] = []
+        name = None
+        for word in words:
+            if name is not None:
+                stages[-1][1][name], name = float(word), None
+            elif _is_number(word):
+                stages.append((float(word), {}))
+            elif stages:
+                name = word
+            else:
+                raise ValueError(f"{word} stands before the first stage: {_STAGES_AS}")
+        if name is not None:
+            raise ValueError(f"{name} has no weight: {_STAGES_AS}")
+        return tuple(MixStage(at=at, weights=weights) for at, weights in stages)
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[AT DOMAIN NUMBER ...]",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=_words,
+    )
+
+
+_STAGES_AS = (
+    "write when each stage begins and pairs of a domain and a number, such as 0 code 1 web 3 0.7 code 1 web 1"
+)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _fields(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jaxprune.artifact import Workdir, read_manifest
 from jaxprune.model.sharding import make_mesh
 from jaxprune.report.numbers import decimals, percent, short
 from jaxprune.train.checkpoint import load_params
+from jaxprune.train.metrics import read
 
 TINY = str(Path(__file__).parent / "tiny.py")
 RUNS = ("reference", "none-0", "pruned-0")
@@ -178,6 +179,32 @@ def test_the_report_answers_in_its_first_lines(undisturbed):
     first_lines = page[page.index("<main>") : page.index('id="results"')]
     assert [answer for answer in answers if answer not in first_lines] == []
     assert "Against random" not in page  # which was not run
+
+
+def test_online_mixing_is_one_setting_and_shows_what_it_drew(corpus, tmp_path, capsys):
+    """Aioli from the command line, after a prior part: its weights, what it drew, and the same again after a kill."""
+    aioli = ("--arms", "none", "--mix.method", "aioli", "--mix.prior", "natural", "--mix.prior_share", "0.1",
+             "--mix.aioli.rounds", "1", "--mix.aioli.sweeps", "2", "--mix.rows", "1")  # fmt: skip
+    workdir = Workdir(tmp_path / "run")
+    assert cli.main(_command(workdir.root, corpus, *aioli)) == 0
+    history = read(workdir.run("none-0") / "mixing.jsonl")
+    steps = config.Run(tokens=20_000, batch_rows=8, model=config.Model(context=64)).steps
+    assert history[0]["start"] == round(0.1 * steps) and history[-1]["until"] == steps
+    manifest = read_manifest(workdir.run("none-0"))
+    assert manifest is not None and manifest.counts["mixing"]["seconds"] > 0
+    report = json.loads((workdir.report / "report.json").read_text())
+    shown = report["mixture"]["arms"]["none"]
+    drawn = sum(
+        of["epochs"] * report["mixture"]["runs"]["none-0"]["rows"][name] for name, of in shown.items()
+    )
+    assert drawn == pytest.approx(8 * steps)
+    assert sum(of["weight"] for of in shown.values()) == pytest.approx(1)
+    assert "aioli" in report["headline"]["mixture"]
+    capsys.readouterr()
+    assert cli.main(_command(workdir.root, corpus, *aioli)) == 0
+    assert "none-0: up to date" in capsys.readouterr().err
+    assert cli.main(_command(workdir.root, corpus, *aioli, "--mix.aioli.eta", "0.3")) == 0
+    assert "none-0: up to date" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

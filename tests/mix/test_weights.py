@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from stores import numbered_store
 
 from jaxprune.artifact import Manifest, Workdir, write_json
-from jaxprune.config import Config, Mix, Model, Run
+from jaxprune.config import Config, Mix, MixStage, Model, Run, identity
 from jaxprune.mix import weights
 from jaxprune.train.stage import natural_weights
 
@@ -184,3 +185,63 @@ def test_run_refuses_more_epochs_than_asked_for(workdir):
     with pytest.raises(ValueError, match=r"mix\.max_epochs is 2"):
         weights.run(config_of(mix=Mix(max_epochs=2)), workdir)
     assert not workdir.mix.exists()
+
+
+def test_unimax_is_as_uniform_as_the_epochs_allow():
+    drawn = {"books": 6000, "code": 1000, "web": 100}
+    assert weights.unimax(drawn, 3000, 4) == pytest.approx(
+        {"books": 1300 / 3000, "code": 1300 / 3000, "web": 400 / 3000}
+    )
+    assert weights.unimax(drawn, 300, 4) == pytest.approx(dict.fromkeys(drawn, 1 / 3))
+    all_short = weights.unimax(drawn, 10**6, 4)  # every domain repeats alike more often
+    assert all_short == pytest.approx({name: n / 7100 for name, n in drawn.items()})
+    assert list(weights.unimax(dict(reversed(drawn.items())), 3000, 4)) == ["web", "code", "books"]
+
+
+def test_a_run_in_stages_has_its_stages_and_their_average(workdir):
+    stages = (
+        MixStage(weights={"books": 1, "code": 0, "web": 1}),
+        MixStage(at=0.75, weights={"books": 0, "code": 1, "web": 0}),
+    )
+    config = replace(config_of(mix=Mix(method="stages", stages=stages)), arms=("none",))
+    weights.run(config, workdir)
+    run = json.loads((workdir.mix / "weights.json").read_text())["none-0"]
+    assert [stage["start"] for stage in run["stages"]] == [0, 75]
+    assert run["stages"][1]["weights"] == {"books": 0.0, "code": 1.0, "web": 0.0}
+    assert run["weights"] == pytest.approx({"books": 0.375, "code": 0.25, "web": 0.375})
+    assert run["epochs"]["code"] == pytest.approx(100 / (3000 // 32))
+    with pytest.raises(ValueError, match="mix.stages has no weight for web"):
+        weights.staged(
+            Mix(method="stages", stages=(MixStage(weights={"books": 1, "code": 1}),)), tuple(TOKENS)
+        )
+
+
+def test_the_best_proxies_mixture_is_that_of_the_least_loss_over_seeds(workdir):
+    """Seed 1 of mixture b has the least loss of all, and mixture a the least mean."""
+    workdir.table.mkdir(parents=True)
+    write_json(workdir.table / "manifest.json", {"stage": "mix swarm", "settings": {}})
+    rows = ["run_id,w_books,w_code,w_web,loss_books,loss_code,loss_web"]
+    for run, mixture, loss in (("a-0", "0.5,0.25,0.25", 3.0), ("a-1", "0.5,0.25,0.25", 3.1),
+                               ("b-0", "0.2,0.4,0.4", 3.6), ("b-1", "0.2,0.4,0.4", 2.9)):  # fmt: skip
+        rows.append(f"{run},{mixture},{loss},{loss},{loss}")
+    (workdir.table / "table.csv").write_text("\n".join(rows) + "\n")
+    weights.run(replace(config_of(mix=Mix(method="best")), arms=("none",)), workdir)
+    run = json.loads((workdir.mix / "weights.json").read_text())["none-0"]
+    assert run["weights"] == pytest.approx({"books": 0.5, "code": 0.25, "web": 0.25})
+    assert run["found"] == pytest.approx({"loss": 3.05, "mixtures": 2, "runs": 4})
+
+
+def test_an_online_strategy_is_told_in_the_mixture_and_begins_after_the_prior(workdir, capsys):
+    mix = Mix(method="aioli", prior="natural", prior_share=0.2, max_epochs=1.0)
+    weights.run(replace(config_of(mix=mix), arms=("none",)), workdir)
+    run = json.loads((workdir.mix / "weights.json").read_text())["none-0"]
+    assert run["weights"] == pytest.approx({"books": 0.6, "code": 0.3, "web": 0.1})
+    assert run["rows"] == {"books": 187, "code": 93, "web": 31}
+    assert run["online"] == {
+        "strategy": "aioli",
+        "settings": identity(mix.aioli),
+        "start": 20,
+        "rows": 4,
+        "max_epochs": 1.0,
+    }
+    assert "aioli decides while the final runs are trained" in capsys.readouterr().err

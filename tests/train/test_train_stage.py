@@ -16,6 +16,10 @@ def workdir(tmp_path):
     return workdir
 
 
+def _no_strategy(mixture, seed):
+    raise AssertionError("the reference's weights are decided before it is trained")
+
+
 def settings(*signals: config.Signal, **score) -> config.Config:
     run = config.Run(
         model=config.Model(d_model=32, n_layers=1, n_heads=2, context=16), tokens=16 * 8 * 13, batch_rows=8
@@ -44,7 +48,7 @@ def test_the_reference_is_trained_again_only_for_checkpoints_that_it_does_not_ke
 
     def runs(*signals: config.Signal, **score) -> list:
         trained.clear()
-        stage.run(settings(*signals, **score), workdir, "reference")
+        stage.run(settings(*signals, **score), workdir, "reference", _no_strategy)
         return list(trained)
 
     assert runs() == [()]

@@ -44,7 +44,12 @@ class Bounded(Strategy):
 
     def update(self, state: State, seen: Observation) -> tuple[State, Decision]:
         mixed_K = np.array(self.mixed_K)
-        own = replace(seen, loss_K=seen.loss_K[mixed_K], tokens_K=seen.tokens_K[mixed_K])
+        own = replace(
+            seen,
+            loss_K=seen.loss_K[mixed_K],
+            tokens_K=seen.tokens_K[mixed_K],
+            drawn_K=seen.drawn_K[mixed_K],
+        )
         inner, decision = self.inner.update(state["inner"], own)
         lag = 1 if self.signal == "training" else 0
         # The step that is drawn by then as the last decision said.
