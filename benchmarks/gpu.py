@@ -184,6 +184,7 @@ def _line(
     peak = peak_flops(jax.devices()[0].device_kind)
     mfu = "" if peak is None else f", MFU {work / peak:.1%}"
     memory = compiled.memory_analysis()
+    assert memory is not None
     size = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
     return (
         f"{tokens_per_s:,.0f} tokens/s, {1e3 * seconds:.1f} ms{mfu}, {size:.1f} GiB arguments and temporaries, "
