@@ -1,0 +1,105 @@
+"""ADO: the authors' numbers with injected laws, planted laws found, and a history that stays small."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxprune.mix.online.ado import Ado, at_least, averaged, fitted, recorded
+from jaxprune.train.strategy import Observation
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "ado.json").read_text())
+
+
+def test_weights_are_raised_to_a_least_as_in_the_released_code():
+    for case in GOLDEN["clip_min_probability"]:
+        np.testing.assert_allclose(
+            at_least(np.array(case["inp"], float), case["min_prob"]), case["out"], atol=1e-9
+        )
+
+
+def test_it_has_the_numbers_of_the_released_code_with_the_same_laws():
+    given = GOLDEN["config"]
+    strategy = Ado(
+        prior_K=tuple(given["prior_from_token_counts"]),
+        steps=100,
+        history=given["gamma_history"],
+        policy=given["gamma_policy"],
+        exponent=given["s_exponent"],
+        floor=given["alpha_floor"],
+        least=given["min_prob"],
+    )
+    laws_KP = np.array(given["fitted_params"])
+    average_K = drawn_K = np.array(strategy.prior_K)
+    checked = 0
+    for golden in GOLDEN["steps"]:
+        share_K = np.bincount(golden["task_ids"], minlength=4) / len(golden["task_ids"])
+        drawn_K = strategy.history * drawn_K + (1 - strategy.history) * share_K
+        np.testing.assert_allclose(drawn_K, golden["p_history"], atol=1e-9)
+        if golden["dist"] is None:
+            continue
+        rho_K = strategy.preferred(laws_KP, golden["n_seen"][0], drawn_K)
+        weights_K = strategy.policy * rho_K + (1 - strategy.policy) * average_K
+        average_K = averaged(average_K, rho_K, golden["itr"])
+        np.testing.assert_allclose(weights_K, golden["dist"], atol=1e-9)
+        np.testing.assert_allclose(average_K, golden["p_avg"], atol=1e-9)
+        checked += 1
+    assert checked > 5
+
+
+LAWS = np.array([[4.0, 0.5, 0.3], [3.0, 0.9, 0.2], [5.0, 0.2, 0.45]])
+
+
+def _planted(n, rng, noise=0.0):
+    a_K, eps_K, alpha_K = LAWS.T
+    return np.exp(eps_K) + np.exp(a_K) * n**-alpha_K + noise * rng.standard_normal(3)
+
+
+def test_planted_laws_are_found():
+    rng = np.random.default_rng(0)
+    points = [[n, 1, _planted(n, rng, 0.003).tolist()] for n in np.linspace(1e3, 3e6, 600)]
+    found = np.array(fitted(points, None, 3))
+    at = 2e6
+    slope_K = found[:, 2] * np.exp(found[:, 0]) * at ** -found[:, 2] / at
+    true_K = LAWS[:, 2] * np.exp(LAWS[:, 0]) * at ** -LAWS[:, 2] / at
+    np.testing.assert_allclose(slope_K, true_K, rtol=0.1)
+
+
+def test_it_draws_by_the_prior_until_it_can_fit_and_then_where_the_loss_falls():
+    strategy = Ado(prior_K=(0.4, 0.4, 0.2), steps=400, refit=100)
+    state, decision = strategy.begin(0)
+    rng = np.random.default_rng(1)
+    drawn_K, n = np.zeros(3), 0.0
+    while decision.until < 400:
+        tokens_K = 1000 * decision.weights_K
+        n += 1000
+        drawn_K = drawn_K + tokens_K
+        loss_K = _planted(n, rng, 0.01)
+        if rng.random() < 0.2:
+            loss_K[2] = np.nan
+        observation = Observation(step=decision.until, loss_K=loss_K, tokens_K=tokens_K, drawn_K=drawn_K)
+        state, decision = strategy.update(json.loads(json.dumps(state)), observation)
+        assert decision.weights_K.sum() == pytest.approx(1) and (decision.weights_K > 0).all()
+        if observation.step < 100:
+            np.testing.assert_allclose(decision.weights_K, strategy.prior_K)
+    slope_K = LAWS[:, 2] * np.exp(LAWS[:, 0]) * n ** -LAWS[:, 2]
+    steeper = (slope_K / slope_K.sum()) > 1 / 3
+    assert ((decision.weights_K > strategy.prior_K)[steeper]).all()
+
+
+def test_the_history_is_bounded_and_keeps_its_means():
+    state = {"n": 0.0, "points": [], "width": 1}
+    for step in range(5000):
+        state = recorded(state, 10.0, np.array([step, np.nan, 1.0]))
+    points = state["points"]
+    assert len(points) <= 1024 and state["n"] == 50_000
+    sizes = np.array([size for _, size, _ in points])
+    assert sizes.sum() == 5000
+    assert (sizes * [loss[0] for _, _, loss in points]).sum() == pytest.approx(sum(range(5000)))
+    assert all(loss[1] is None and loss[2] == pytest.approx(1) for _, _, loss in points)
+
+
+def test_too_few_losses_leave_the_law_that_was_there():
+    assert fitted([[10.0, 1, [3.0, None]]], None, 2) == [None, None]
+    assert fitted([[10.0, 1, [3.0, None]]], [[1.0, 1.0, 0.5], None], 2) == [[1.0, 1.0, 0.5], None]
