@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -121,14 +122,14 @@ class Log:
         self.window.add(metrics, self.weights_of(step))
         self.note = f"step {step}  loss {loss:.3f}"
         if step % self.run.log_every == 0 or step == self.run.steps:
-            self._line(step, norm)
+            self._line(step, norm, metrics.learnt_K)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Writes a line with held-out losses."""
         if self.metrics is not None:
             self.metrics.write(step, step * self.tokens_a_step, values)
 
-    def _line(self, step: int, grad_norm: float) -> None:
+    def _line(self, step: int, grad_norm: float, learnt_K: Any) -> None:
         window = self.window
         values = {
             "loss": float(window.nll_K.sum() / window.tokens_K.sum()),
@@ -153,6 +154,9 @@ class Log:
                 values[f"share/{domain}"] = float(tokens / window.tokens_K.sum())
             if intended:
                 values[f"weight/{domain}"] = float(intended / window.tokens_K.sum())
+        if learnt_K is not None:
+            named = zip(self.domains, learnt_K.tolist(), strict=True)
+            values |= {f"learnt/{domain}": weight for domain, weight in named}
         if self.metrics is not None:
             self.metrics.write(step, step * self.tokens_a_step, values)
         window.reset()

@@ -22,6 +22,7 @@ from jaxprune.train import layout, stop
 from jaxprune.train.checkpoint import Checkpoints
 from jaxprune.train.feed import Feed
 from jaxprune.train.hardware import describe
+from jaxprune.train.learner import LearningStep
 from jaxprune.train.log import Clock, Window
 from jaxprune.train.plan import Plan
 from jaxprune.train.step import StepMetrics, TrainState, abstract_optimizer, init_state, make_train_step
@@ -89,7 +90,10 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             clock = Clock(**position.get("clock", {}))
             window = Window(len(plan.store.domains), **position.get("window", {}))
             validation, log = plan.validation(), plan.log(metrics, clock, window, loader)
-            step_fn = make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
+            learning: LearningStep | None = None
+            if plan.learner is not None:
+                learning = plan.learner.step(graphdef, run, mesh, position.get("learnt"))
+            step_fn = learning or make_train_step(graphdef, run.optimizer, run.steps, len(plan.store.domains))
 
             def advance() -> StepMetrics:
                 nonlocal state
@@ -120,6 +124,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 }
                 if mixer is not None:
                     position["mixing"] = mixer.state()
+                if learning is not None:
+                    position["learnt"] = learning.state()
                 checkpoints.save(step, state.params, state.optimizer, position)
 
             if start == 0:
@@ -141,6 +147,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 mix=mix,
                 keep_steps=plan.keep_steps,
             )
+            if learning is not None:
+                learning.write(folder)
             checkpoints.thin()
         finally:
             for opened in (loader, mixer, metrics, checkpoints):

@@ -18,6 +18,7 @@ from jaxprune.data.mixture import MixtureSource, Stage
 from jaxprune.data.store import TokenStore
 from jaxprune.model import flops
 from jaxprune.train.hardware import describe
+from jaxprune.train.learner import Learner
 from jaxprune.train.log import Clock, Log, Window
 from jaxprune.train.metrics import Metrics
 from jaxprune.train.mixer import Mixer
@@ -37,6 +38,7 @@ class Plan:
     strategy: Strategy | None = None  # decides on the weights while the run goes on
     mixing_start: int = 0  # first step that it decides on
     mixing_rows: int = 4  # of each domain, in the held-out slices that it is told the losses of
+    learner: Learner | None = None  # learns weights of the domains by a step of its own
     seed: int  # of the initial weights and of the order of the rows
     mesh: jax.sharding.Mesh
     backends: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ class StepMetrics(NamedTuple):
     nll_sum_K: jax.Array  # nats, summed over the tokens of each domain
     tokens_K: jax.Array
     grad_norm: jax.Array  # before clipping
+    learnt_K: jax.Array | None = None  # weights of the domains, in a run that learns them
 
 
 TokenLoss = Callable[[Transformer, jax.Array], jax.Array]  # of tokens_BS: [B, T]

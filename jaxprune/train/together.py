@@ -62,7 +62,9 @@ def fit_together(title: str, plans: Sequence[Plan], folder: Path) -> dict[str, A
     """
     run, mesh, store = plans[0].run, plans[0].mesh, plans[0].store
     assert all((plan.run, plan.mesh, plan.store) == (run, mesh, store) for plan in plans)
-    assert all(plan.strategy is None for plan in plans)  # weights that change differ between runs in time
+    assert all(
+        plan.strategy is None and plan.learner is None for plan in plans
+    )  # weights that change differ between runs in time
     layout.check(run, mesh)
     folders = [folder / str(number) for number in range(len(plans))]
     for plan, own in zip(plans, folders, strict=True):
