@@ -56,6 +56,10 @@ def _check_devices(config: Config) -> None:
         from jaxprune.mix import swarm
 
         swarm.check(config)
+    if config.mix.learns is not None:
+        from jaxprune.mix import learnt
+
+        learnt.check(config)
 
 
 def _check_scoring(config: Config) -> None:
@@ -67,7 +71,7 @@ def _check_scoring(config: Config) -> None:
 
 def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.data.store import TokenStore
-    from jaxprune.mix.weights import online, proportions, staged
+    from jaxprune.mix.weights import proportions, staged
     from jaxprune.prune.select import check_rates
 
     domains = TokenStore(workdir.prepare / "tokens").domains
@@ -79,7 +83,11 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
     if config.mix.is_online:
         # Nor is it known which domains keep a row: the fewest that a strategy has to deal with are all.
         rows = dict.fromkeys(domains, config.final.steps * config.final.batch_rows)
-        mixture = {"rows": rows, "weights": dict.fromkeys(domains, 0.0), "online": online(config)}
+        from jaxprune.mix.online.make import online
+
+        graph = {name: dict.fromkeys(domains, 0.0) for name in domains}
+        decided = online(config.mix, config.final, graph if config.mix.method == "skillit" else None)
+        mixture = {"rows": rows, "weights": dict.fromkeys(domains, 1 / len(domains)), "online": decided}
         _strategy(config, mixture, config.seed)
 
 
@@ -139,6 +147,10 @@ def mix(config: Config, workdir: Workdir) -> None:
     from jaxprune.report import provenance
 
     provenance.read(config, workdir, before="mix")
+    if config.mix.learns is not None:
+        from jaxprune.mix import learnt
+
+        learnt.train(config, workdir)
     _alone(workdir.mix, lambda: stage.run(config, workdir))
 
 

@@ -19,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 import jaxprune.config
 from jaxprune.config import Config, MixStage
-from jaxprune.config.mix import ONLINE
+from jaxprune.config.mix import LEARNT, ONLINE
 
 _OF_SIGNALS = {
     "score.second": ("ratio", "excess"),
@@ -85,7 +85,11 @@ def notes(config: Config) -> list[str]:
         (method != "law", f"mix.method is {method}", ("mix.law", "mix.second", "mix.extrapolate")),
         (method != "entropy", f"mix.method is {method}", ("mix.entropy",)),
         (not online, f"mix.method is {method}", ("mix.prior", "mix.prior_share", "mix.rows")),
-        (online and config.mix.prior_share == 0, "mix.prior_share is 0", ("mix.prior",)),
+        (
+            config.mix.method in ("aioli", "skillit") and config.mix.prior_share == 0,
+            "mix.prior_share is 0",
+            ("mix.prior",),
+        ),
         (rule.criterion != "proportional", by, ("select.temperature",)),
         (rule.criterion != "threshold", by, ("select.low", "select.high")),
         (rule.criterion == "threshold", by, ("select.rate", "select.rates", "select.scope")),
@@ -98,7 +102,7 @@ def notes(config: Config) -> list[str]:
     values, usual = _fields(config), _fields(Config(name=""))
     of = {
         prefix: tuple(name for name in values if name.startswith(prefix))
-        for prefix in ("second.", *_OF_SIGNALS, *(f"mix.{name}." for name in ONLINE))
+        for prefix in ("second.", *_OF_SIGNALS, *(f"mix.{name}." for name in (*ONLINE, *LEARNT)))
     }
     unused = (
         *unused,
@@ -108,8 +112,12 @@ def notes(config: Config) -> list[str]:
             for prefix, signals in _OF_SIGNALS.items()
         ),
         *(
-            (config.mix.method != name, f"mix.method is {config.mix.method}", of[f"mix.{name}."])
-            for name in ONLINE
+            (
+                name not in (config.mix.method, method),
+                f"mix.method is {config.mix.method}",
+                of[f"mix.{name}."],
+            )
+            for name in (*ONLINE, *LEARNT)
         ),
     )
     lines = []

@@ -9,12 +9,13 @@ from jaxprune.config.config import Config
 from jaxprune.config.data import Corpus, Tokenizer
 from jaxprune.config.mix import Mix, MixStage, Swarm
 from jaxprune.config.model import Model
-from jaxprune.config.online import Aioli
+from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, SkillIt
 from jaxprune.config.run import Mesh, Optimizer, Run
 from jaxprune.config.score import Ask, Density, Score, Signal, Zip
 from jaxprune.config.select import Arm, Select
 
 __all__ = [
+    "Ado",
     "Aioli",
     "Arm",
     "Ask",
@@ -22,16 +23,20 @@ __all__ = [
     "Config",
     "Corpus",
     "Density",
+    "DoGE",
+    "DoReMi",
     "Mesh",
     "Mix",
     "MixStage",
     "Model",
+    "Odm",
     "Optimizer",
     "Run",
     "Score",
     "Select",
     "Settings",
     "Signal",
+    "SkillIt",
     "Swarm",
     "Tokenizer",
     "Zip",

@@ -8,18 +8,21 @@ from typing import Literal
 
 from jaxprune.config.base import Settings, check, neutral
 from jaxprune.config.model import Model
-from jaxprune.config.online import Aioli
+from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, SkillIt
 from jaxprune.config.run import Run
 from jaxprune.config.select import Arm
 
 MANY_EPOCHS = 4  # up to which repeated data is nearly as good as new (Muennighoff et al., arXiv 2305.16264)
 
-Method = Literal[
-    "natural", "uniform", "temperature", "fixed", "stages", "unimax", "entropy", "law", "best", "aioli"
+Prior = Literal[
+    "natural", "uniform", "temperature", "fixed", "unimax", "entropy", "law", "best", "doremi", "doge"
 ]
-Prior = Literal["natural", "uniform", "temperature", "fixed", "unimax", "entropy", "law", "best"]
-ONLINE = ("aioli",)
+Method = Literal["natural", "uniform", "temperature", "fixed", "stages", "unimax", "entropy", "law", "best", "doremi", "doge",
+                 "aioli", "skillit", "odm", "ado"]  # fmt: skip
+ONLINE = ("aioli", "skillit", "odm", "ado")
 """Methods that decide while the final model trains."""
+LEARNT = ("doremi", "doge")
+"""Methods whose weights a proxy learns while it trains."""
 
 LawName = Literal["combined", "bimix", "bimix_floor", "exponential", "loglinear", "reciprocal", "joint", "autoscale",
                   "trees", "linear", "gaussian_process"]  # fmt: skip
@@ -51,7 +54,8 @@ class Mix(Settings):
     """natural: the kept tokens of each domain; temperature: natural ** (1 / temperature); fixed: `weights`; stages:
     `stages`; unimax: as uniform as `max_epochs` allows (arXiv 2304.09151); entropy: in proportion to exp(entropy) of the
     text; law: the optimum of a mixing law, fitted to the losses of a swarm of proxies; best: the mixture of the swarm's
-    best proxy. Decided while the run goes on: aioli."""
+    best proxy; doremi, doge: learnt by a proxy. Decided while the run goes on: aioli, skillit (which learns a graph from
+    proxies first), odm, ado."""
     temperature: float = 2.0
     """temperature: 1 is natural, infinity is uniform; no other method uses it."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -59,12 +63,18 @@ class Mix(Settings):
     stages: tuple[MixStage, ...] = ()
     """stages: weights that change at given times."""
     prior: Prior = "uniform"
-    """aioli: the method whose weights the run begins with, for prior_share of its steps."""
+    """online methods: the method whose weights the run begins with, for prior_share of its steps. odm begins with them
+    too, and ado leans to them."""
     prior_share: float = 0.0
-    """aioli: share of the steps on the weights of `prior`, before the strategy begins."""
+    """online methods: share of the steps on the weights of `prior`, before the strategy begins."""
     rows: int = 4
-    """aioli: held-out rows of each domain whose losses the strategy is told, the same each time."""
+    """aioli, skillit: held-out rows of each domain whose losses the strategy is told, the same each time."""
     aioli: Aioli = field(default_factory=Aioli)
+    skillit: SkillIt = field(default_factory=SkillIt)
+    odm: Odm = field(default_factory=Odm)
+    ado: Ado = field(default_factory=Ado)
+    doremi: DoReMi = field(default_factory=DoReMi)
+    doge: DoGE = field(default_factory=DoGE)
     law: LawName = "combined"
     """law: which one (docs/mixing.md)."""
     second: LawName = "reciprocal"
@@ -75,7 +85,7 @@ class Mix(Settings):
     """entropy: of the tokens, of adjacent tokens, of a token given the one before (BiMix's best), of documents."""
     max_epochs: float | None = None
     """Refuse a run in which a domain repeats more often than this; None: only warn above 4. law, unimax: no domain is
-    given more; None: 4. aioli: weights are cut to it; None: never."""
+    given more; None: 4. Online methods: weights are cut to it; None: never."""
 
     def check_values(self) -> None:
         check(
@@ -93,6 +103,10 @@ class Mix(Settings):
         check(
             0 <= self.prior_share < 1,
             f"mix.prior_share is {self.prior_share}: set a share from 0 to below 1",
+        )
+        check(
+            self.method != "skillit" or self.prior not in LEARNT,
+            f"mix.method is skillit and mix.prior {self.prior}, which both train proxies: set another prior",
         )
         check(self.rows > 0, f"mix.rows is {self.rows}: set 1 or more")
         starts = [stage.at for stage in self.stages]
@@ -126,6 +140,11 @@ class Mix(Settings):
     def offline(self) -> Method:
         """What decides the weights that a final run begins with."""
         return self.prior if self.is_online else self.method
+
+    @property
+    def learns(self) -> str | None:
+        """The method that trains proxies of its own, if one does."""
+        return "skillit" if self.method == "skillit" else self.offline if self.offline in LEARNT else None
 
     @property
     def _named(self) -> str:

@@ -77,3 +77,114 @@ class Aioli(Settings):
             and (not self.targets or sum(self.targets.values()) > 0),
             f"mix.aioli.targets is {self.targets}: weights must not be negative or infinite, nor all 0",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillIt(Settings):
+    """A graph of what runs on single domains do for the others, times the present losses (arXiv 2307.14430)."""
+
+    rounds: int = 10
+    """Times that weights change."""
+    evaluations: int = 2
+    """Of the held-out losses in a round."""
+    eta: float = 0.2
+    """How sharply weights follow."""
+    window: int = 3
+    """Evaluations whose losses are summed."""
+
+    def check_values(self) -> None:
+        for name in ("rounds", "evaluations", "window"):
+            check(getattr(self, name) > 0, f"mix.skillit.{name} is {getattr(self, name)}: set 1 or more")
+        check(0 <= self.eta < math.inf, f"mix.skillit.eta is {self.eta}: set a finite number, 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odm(Settings):
+    """A bandit whose reward is the training loss (arXiv 2312.02406)."""
+
+    alpha: float = 0.9
+    """Share of the past in the smoothed rewards."""
+    every: int = 1
+    """Steps between decisions."""
+    warmup: int = 0
+    """Steps before the first decision, if more than `every`."""
+    form: Literal["paper", "released", "released_single"] = "paper"
+    """paper: rewards over weights, exponential; released: rewards exp(loss), weights linear in them (the authors' code),
+    or exponential (their code for single domains)."""
+
+    def check_values(self) -> None:
+        check(0 <= self.alpha < 1, f"mix.odm.alpha is {self.alpha}: set a share from 0 to below 1")
+        check(self.every > 0, f"mix.odm.every is {self.every}: set 1 or more")
+        check(self.warmup >= 0, f"mix.odm.warmup is {self.warmup}: set 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ado(Settings):
+    """Power laws of the training losses, and more of what falls fastest (arXiv 2410.11820). The prior is mix.prior."""
+
+    every: int = 1
+    """Steps between decisions."""
+    refit: int = 1000
+    """Steps between fits, and before the first; until then weights are those of mix.prior."""
+    history: float = 0.9
+    """Share of the past in the smoothed shares that were drawn."""
+    policy: float = 0.1
+    """Share of the newest preference in the weights; the rest is the average of all."""
+    exponent: float = 0.5
+    """Power of the shares that were drawn."""
+    floor: float = 0.05
+    """Least exponent of a law that a slope is taken with."""
+    least: float = 0.01
+    """Least weight of a domain in a preference, before these are divided by their sum."""
+
+    def check_values(self) -> None:
+        for name in ("every", "refit"):
+            check(getattr(self, name) > 0, f"mix.ado.{name} is {getattr(self, name)}: set 1 or more")
+        for name in ("history", "policy", "least"):
+            check(
+                0 <= getattr(self, name) <= 1,
+                f"mix.ado.{name} is {getattr(self, name)}: set a share from 0 to 1",
+            )
+        for name in ("exponent", "floor"):
+            check(
+                0 <= getattr(self, name) < math.inf,
+                f"mix.ado.{name} is {getattr(self, name)}: set a finite number, 0 or more",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoReMi(Settings):
+    """Weights of the domains in which a proxy lags behind a reference of its size (arXiv 2305.10429). Both are
+    swarm.proxy, once for each of swarm.seeds."""
+
+    eta: float = 1.0
+    """Step of the exponentiated gradient."""
+    smoothing: float = 1e-3
+    """Share of the weights that is uniform, after each step."""
+    form: Literal["paper", "mean"] = "paper"
+    """Excess losses are cut at 0 by token, or (mean: as in Aioli's baselines, there with eta 0.01) by domain."""
+
+    def check_values(self) -> None:
+        check(0 <= self.eta < math.inf, f"mix.doremi.eta is {self.eta}: set a finite number, 0 or more")
+        check(0 <= self.smoothing <= 1, f"mix.doremi.smoothing is {self.smoothing}: set a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoGE(Settings):
+    """Weights of the domains whose gradients agree with the others' in a proxy (arXiv 2310.15393): swarm.proxy, once for
+    each of swarm.seeds, with a backward pass for each domain."""
+
+    mu: float = 0.01
+    """What agreement is divided by; small: sharp."""
+    smoothing: float = 0.0
+    """Share of the weights that is uniform, after each step."""
+    clip: float = 5.0
+    """Longest gradient of a domain."""
+    against: Literal["domains", "heldout"] = "domains"
+    """What gradients must agree with: those of the other domains, or that of held-out rows."""
+
+    def check_values(self) -> None:
+        for name in ("mu", "clip"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"mix.doge.{name} is {value}: set a finite number above 0")
+        check(0 <= self.smoothing <= 1, f"mix.doge.smoothing is {self.smoothing}: set a share from 0 to 1")

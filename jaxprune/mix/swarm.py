@@ -62,7 +62,7 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     elif together is None:
         together = 1 if jax.default_backend() == "cpu" else _TOGETHER
     train(swarm, workdir, together)
-    trained = [proxy for proxy in swarm if _is_made(proxy, workdir)]
+    trained = [proxy for proxy in swarm if is_made(proxy, workdir)]
     if not trained:
         raise StageError("mix swarm: every proxy diverged: lower swarm.proxy.optimizer.peak_lr")
 
@@ -137,7 +137,7 @@ def train(swarm: Sequence[Proxy], workdir: Workdir, together: int) -> None:
     next call. Raises Interrupted as `loop.fit`."""
     if cluster.size() == 1:
         _hand_out_all(swarm, workdir)
-    made = cluster.alone(lambda: [_is_made(proxy, workdir) for proxy in swarm])
+    made = cluster.alone(lambda: [is_made(proxy, workdir) for proxy in swarm])
     waiting = [proxy for proxy, is_made in zip(swarm, made, strict=True) if not is_made]
     done = len(swarm) - len(waiting)
     if done:
@@ -194,7 +194,7 @@ def _hand_out(folder: Path, swarm: Sequence[Proxy], workdir: Workdir) -> None:
         proxy = by_fingerprint.get(fingerprint)
         if proxy is None:
             return  # of other settings, which may come back
-        if not _is_made(proxy, workdir):
+        if not is_made(proxy, workdir):
             own = folder / str(number)
 
             def make(partial: Path, proxy: Proxy = proxy, own: Path = own) -> dict[str, Any]:
@@ -215,7 +215,8 @@ def _hand_out_all(swarm: Sequence[Proxy], workdir: Workdir) -> None:
                 _hand_out(folder, swarm, workdir)
 
 
-def _is_made(proxy: Proxy, workdir: Workdir) -> bool:
+def is_made(proxy: Proxy, workdir: Workdir) -> bool:
+    """Whether the proxy is trained already."""
     present = read_manifest(workdir.proxy(proxy.name))
     return present is not None and present.fingerprint == proxy.wanted.fingerprint
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.artifact import Manifest, Workdir, build, require, write_json
 from jaxprune.config import Arm, Config, Mix, identity
-from jaxprune.config.mix import MANY_EPOCHS
+from jaxprune.config.mix import LEARNT, MANY_EPOCHS
 from jaxprune.data.store import TokenStore
 from jaxprune.progress import say
 from jaxprune.prune.select import selection_of
@@ -41,10 +41,17 @@ def run(config: Config, workdir: Workdir) -> Manifest:
     inputs = {"prepare": prepare.fingerprint, "select": selected.fingerprint}
     if config.mix.offline in ("law", "best"):
         inputs["table"] = require(workdir.table, "jaxprune mix swarm CONFIG").fingerprint
+    graph = None
+    if config.mix.learns is not None:
+        from jaxprune.mix import learnt  # takes longer to import than most runs of this stage
+
+        inputs["proxies"] = learnt.fingerprint(config, workdir)
+        if config.mix.learns == "skillit":
+            graph = learnt.graph(config, workdir, store)
 
     def make(folder: Path) -> dict[str, Any]:
         selections = json.loads((workdir.select / "summary.json").read_text())
-        runs = mixtures(config, selections, store.domains, finder(config, workdir, store))
+        runs = mixtures(config, selections, store.domains, finder(config, workdir, store), graph)
         if config.mix.is_online:
             say(f"mix: {config.mix.method} decides while the final runs are trained")
         else:
@@ -69,6 +76,11 @@ def finder(config: Config, workdir: Workdir, store: TokenStore) -> Find:
         budget = config.final.trained_tokens
         epochs = config.mix.max_epochs or MANY_EPOCHS
         return lambda _, kept, drawn: (unimax(drawn, budget, epochs), {"epochs": epochs})
+    if method in LEARNT:
+        from jaxprune.mix import learnt
+
+        found_weights = learnt.weights(config, workdir, store.domains)
+        return lambda _, kept, drawn: found_weights
     if method not in ("law", "best", "entropy"):
         return lambda _, kept, drawn: (proportions(config.mix, kept), {})
     from jaxprune.mix import found  # laws and entropies take longer to import than most runs of this stage
@@ -81,7 +93,11 @@ def finder(config: Config, workdir: Workdir, store: TokenStore) -> Find:
 
 
 def mixtures(
-    config: Config, selections: Mapping[str, Any], domains: tuple[str, ...], find: Find
+    config: Config,
+    selections: Mapping[str, Any],
+    domains: tuple[str, ...],
+    find: Find,
+    graph: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What each final run draws from: selection, method, weights and epochs by domain, and training tokens.
 
@@ -90,6 +106,7 @@ def mixtures(
       selections: the summary of the stage `select`.
       domains: of the corpus.
       find: the weights, and how they were found.
+      graph: of Skill-It.
 
     Raises:
       ValueError: as `proportions` and `drawable`.
@@ -124,21 +141,15 @@ def mixtures(
             },
             "tokens": training_rows * final.model.context,
             **({"found": how} if how else {}),
-            **({"online": online(config)} if config.mix.is_online else {}),
+            **({"online": _online(config, graph)} if config.mix.is_online else {}),
         }
     return runs
 
 
-def online(config: Config) -> dict[str, Any]:
-    """What decides the weights of a final run while it is trained, but for its documents and its seed."""
-    mix = config.mix
-    return {
-        "strategy": mix.method,
-        "settings": identity(getattr(mix, mix.method)),
-        "start": round(mix.prior_share * config.final.steps),
-        "rows": mix.rows,
-        "max_epochs": mix.max_epochs,
-    }
+def _online(config: Config, graph: Mapping[str, Any] | None) -> dict[str, Any]:
+    from jaxprune.mix.online.make import online  # takes longer to import than most runs of this stage
+
+    return online(config.mix, config.final, graph)
 
 
 def staged(mix: Mix, domains: tuple[str, ...]) -> list[dict[str, float]]:

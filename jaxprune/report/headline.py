@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from jaxprune.config.mix import ONLINE
 from jaxprune.report.numbers import count, decimals, percent, score, short, signed
 
 Verdict = Literal["better", "worse", "no difference", "no interval"]
@@ -246,7 +247,9 @@ def _mixture(figures: Mapping[str, Any]) -> str:
         "stages": "weights that change at given times, here their average",
         "unimax": "as uniform as the epochs allow",
         "best": "the mixture of the best of the proxies",
-        "aioli": "decided while it was trained, here the average of what it drew",
+        "doremi": "where a proxy lagged behind a reference",
+        "doge": "where a proxy's gradients agreed with the others'",
+        **dict.fromkeys(ONLINE, "decided while it was trained, here what it drew in all"),
     }[mixture["method"]]
     return (
         f"Arm {arm} trained on {', '.join(listed)}{rest} ({mixture['method']}: {method}); every arm on "

@@ -147,7 +147,7 @@ def fitted(
 
 def _smooth(loss_N: np.ndarray) -> np.ndarray:
     window = min(_SMOOTHED, len(loss_N) - 1 + len(loss_N) % 2)
-    return savgol_filter(loss_N, window, 3) if window > 3 else loss_N
+    return np.asarray(savgol_filter(loss_N, window, 3)) if window > 3 else loss_N
 
 
 def _power_law(n_N: np.ndarray, loss_N: np.ndarray) -> np.ndarray:

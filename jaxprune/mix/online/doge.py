@@ -125,7 +125,7 @@ def _make_step(
     """The step, compiled once. It takes a backward pass for each domain over the whole batch: proxies are small."""
     transform, schedule = make_optimizer(settings, steps), make_schedule(settings, steps)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState,
         learnt: Learnt,

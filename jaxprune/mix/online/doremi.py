@@ -144,7 +144,7 @@ def _make_step(
     by the mean of these w, since domains are drawn alike and w would else count twice."""
     transform = make_optimizer(settings, steps)
 
-    @functools.partial(jax.jit, donate_argnums=(1, 2))
+    @functools.partial(jax.jit, donate_argnums=1)
     def step(
         reference: nnx.State, state: TrainState, learnt: Learnt, tokens_MBS: jax.Array, domain_MB: jax.Array
     ) -> tuple[TrainState, Learnt, StepMetrics]:

@@ -10,9 +10,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxprune.config import Mix, Run
+from jaxprune.artifact import StageError
+from jaxprune.config import Mix, Run, identity
+from jaxprune.mix.online.ado import Ado
 from jaxprune.mix.online.aioli import Aioli
 from jaxprune.mix.online.bounded import Bounded
+from jaxprune.mix.online.odm import Odm
+from jaxprune.mix.online.skillit import SkillIt
 from jaxprune.train.strategy import Strategy
 
 
@@ -26,9 +30,16 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
       seed: of the run.
 
     Raises:
+      StageError: the mixture was decided with other settings.
       ValueError: the strategy does not fit the run or its domains.
     """
-    rows, start = mixture["rows"], mixture["online"]["start"]
+    decided = mixture["online"]
+    if decided != online(mix, run, decided.get("graph")):
+        raise StageError(
+            f"the stage mix was run with other settings (of {decided['strategy']}): run `jaxprune mix CONFIG` with these, and "
+            "then this command"
+        )
+    rows, start = mixture["rows"], decided["start"]
     domains = tuple(name for name, n in rows.items() if n > 0)
     if len(domains) < 2:
         raise ValueError(
@@ -41,7 +52,7 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
         limits = tuple(mix.max_epochs * n * run.model.context for n in rows.values())
         check_supply(mix.max_epochs, sum(limits), run.trained_tokens)
     bounded = Bounded(
-        inner=_MAKE[mix.method](mix, run, domains, seed),
+        inner=_MAKE[mix.method](mix, run, mixture, domains, seed),
         mixed_K=tuple(n > 0 for n in rows.values()),
         limit_K=limits,
         before_K=tuple(weight * start * step_tokens for weight in mixture["weights"].values()),
@@ -50,6 +61,18 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
     )
     bounded.begin(start)  # raises where it does not fit, before anything is trained
     return bounded
+
+
+def online(mix: Mix, run: Run, graph: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What decides the weights of a final run while it is trained, but for its documents and its seed: plain JSON data."""
+    return {
+        "strategy": mix.method,
+        "settings": identity(getattr(mix, mix.method)),
+        "start": round(mix.prior_share * run.steps),
+        "rows": mix.rows,
+        "max_epochs": mix.max_epochs,
+        **({} if graph is None else {"graph": graph}),
+    }
 
 
 def check_supply(max_epochs: float, limit: float, tokens: int) -> None:
@@ -61,8 +84,11 @@ def check_supply(max_epochs: float, limit: float, tokens: int) -> None:
         )
 
 
-def _aioli(mix: Mix, run: Run, domains: tuple[str, ...], seed: int) -> Strategy:
-    settings = {field.name: getattr(mix.aioli, field.name) for field in dataclasses.fields(mix.aioli)}
+Make = Callable[[Mix, Run, Mapping[str, Any], tuple[str, ...], int], Strategy]
+
+
+def _aioli(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    settings = _of(mix.aioli)
     targets = settings.pop("targets")
     return Aioli(
         **settings,
@@ -71,6 +97,34 @@ def _aioli(mix: Mix, run: Run, domains: tuple[str, ...], seed: int) -> Strategy:
         seed=seed,
         targets_K=by_domain("mix.aioli.targets", targets, domains) if targets else None,
     )
+
+
+def _skillit(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    graph = mixture["online"]["graph"]
+    for name in domains:
+        if name not in graph:
+            raise ValueError(
+                f"mix.method is skillit, and its graph has no {name}, of which proxies had less than a row: keep more of its "
+                "documents, or set swarm.simulate_epochs False"
+            )
+    graph_KK = tuple(tuple(graph[trained][heldout] for heldout in domains) for trained in domains)
+    return SkillIt(**_of(mix.skillit), graph_KK=graph_KK, steps=run.steps)
+
+
+def _odm(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    return Odm(**_of(mix.odm), initial_K=_prior(mixture, domains))
+
+
+def _ado(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    return Ado(**_of(mix.ado), prior_K=_prior(mixture, domains), steps=run.steps)
+
+
+def _prior(mixture: Mapping[str, Any], domains: tuple[str, ...]) -> tuple[float, ...]:
+    return tuple(mixture["weights"][name] for name in domains)
+
+
+def _of(settings: Any) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def by_domain(setting: str, given: Mapping[str, float], domains: tuple[str, ...]) -> tuple[float, ...]:
@@ -89,4 +143,4 @@ def by_domain(setting: str, given: Mapping[str, float], domains: tuple[str, ...]
     return tuple(given.get(name, 0.0) for name in domains)
 
 
-_MAKE: dict[str, Callable[[Mix, Run, tuple[str, ...], int], Strategy]] = {"aioli": _aioli}
+_MAKE: dict[str, Make] = {"aioli": _aioli, "skillit": _skillit, "odm": _odm, "ado": _ado}

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxprune import config
+from jaxprune.artifact import StageError
 from jaxprune.data.schedule import Schedule, Stage
 from jaxprune.mix.online.bounded import Bounded
-from jaxprune.mix.online.make import strategy
+from jaxprune.mix.online.make import online, strategy
 from jaxprune.train.strategy import Decision, Observation, Strategy
 
 
@@ -79,8 +80,9 @@ def test_tokens_that_were_drawn_before_count():
     assert decision.weights_K[0] == 0 and decision.weights_K.sum() == pytest.approx(1)
 
 
-def _mixture(**rows):
-    return {"rows": rows, "weights": dict.fromkeys(rows, 0.5), "online": {"start": 0}}
+def _strategy(mix, **rows):
+    mixture = {"rows": rows, "weights": dict.fromkeys(rows, 0.5), "online": online(mix, RUN, None)}
+    return strategy(mix, RUN, mixture, 0)
 
 
 RUN = config.Run(
@@ -90,13 +92,22 @@ RUN = config.Run(
 
 def test_what_does_not_fit_is_refused_before_anything_is_trained():
     mix = config.Mix(method="aioli", aioli=config.Aioli(rounds=10))
-    made = strategy(mix, RUN, _mixture(a=5, b=0, c=7), 0)
+    made = _strategy(mix, a=5, b=0, c=7)
     assert isinstance(made, Bounded) and made.inner.n_domains == 2  # pyright: ignore
     with pytest.raises(ValueError, match="1 domain has as much as a row"):
-        strategy(mix, RUN, _mixture(a=5, b=0), 0)
+        _strategy(mix, a=5, b=0)
     with pytest.raises(ValueError, match="mix.max_epochs is 2, in which all domains together give 1% of"):
-        strategy(replace(mix, max_epochs=2.0), RUN, _mixture(a=5, b=5), 0)
+        _strategy(replace(mix, max_epochs=2.0), a=5, b=5)
     with pytest.raises(ValueError, match="mix.aioli.targets names B, .*these are a, b"):
-        strategy(replace(mix, aioli=config.Aioli(targets={"B": 1.0})), RUN, _mixture(a=5, b=5), 0)
+        _strategy(replace(mix, aioli=config.Aioli(targets={"B": 1.0})), a=5, b=5)
     with pytest.raises(ValueError, match="lower mix.aioli.sweeps"):
-        strategy(replace(mix, aioli=config.Aioli(rounds=200)), RUN, _mixture(a=5, b=5), 0)
+        _strategy(replace(mix, aioli=config.Aioli(rounds=200)), a=5, b=5)
+
+
+def test_a_mixture_of_other_settings_is_refused():
+    mix = config.Mix(method="odm")
+    mixture = {"rows": {"a": 5, "b": 5}, "weights": {"a": 0.5, "b": 0.5}, "online": online(mix, RUN, None)}
+    assert strategy(mix, RUN, mixture, 0).signal == "training"
+    for other in (config.Mix(method="aioli"), config.Mix(method="odm", odm=config.Odm(alpha=0.5))):
+        with pytest.raises(StageError, match="run with other settings.*of odm.*run `jaxprune mix CONFIG`"):
+            strategy(other, RUN, mixture, 0)
