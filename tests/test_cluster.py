@@ -1,6 +1,7 @@
 """Several processes run a command as one does: the same files, and one message when a process is missing or dies."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -185,3 +186,41 @@ def test_wrong_options_get_one_line_that_helps(typed, message, tmp_path, capsys)
     assert cli.main(["score", TINY, "--workdir", str(tmp_path), *typed.split()]) == 1
     said = capsys.readouterr().err.strip()
     assert message in said and len(said.splitlines()) == 1
+
+
+AIOLI = ["--mix.method", "aioli", "--mix.aioli.rounds", "2", "--mix.aioli.sweeps", "2", "--mix.rows", "1",
+         "--arms", "none", "--select.criterion", "low", "--final.checkpoint_every", "7"]  # fmt: skip
+
+
+def test_two_processes_mix_online_as_one_does_and_one_goes_on_from_them(
+    start, corpus, trained, tmp_path, capsys
+):
+    """Decisions are process 0's; the run is stopped between two of them, and one process takes it over."""
+    one = _copy(trained, tmp_path / "one")
+    (one.root / "train").unlink()
+    (one.root / "train").mkdir()
+    (one.root / "train" / "reference").symlink_to(trained.run("reference"))
+    for command in ("score", "select", "mix"):
+        assert cli.main([command, *_settings(one, corpus), *AIOLI]) == 0
+    two = Workdir(tmp_path / "two")
+    shutil.copytree(one.root, two.root, symlinks=True)
+    assert cli.main(["train", *_settings(one, corpus), *AIOLI, "--only", "none-0"]) == 0
+
+    pair = _pair(start, two, *AIOLI, "--only", "none-0", command="train")
+    history = two.root / "train" / "none-0.partial" / "mixing.jsonl"
+    while pair[0].poll() is None and not (history.exists() and len(metrics.read(history)) > 7):
+        time.sleep(0.01)
+    pair[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=240)[1] for process in pair]
+    assert [process.returncode for process in pair] == [143, 143], said
+    capsys.readouterr()
+    assert cli.main(["train", *_settings(two, corpus), *AIOLI, "--only", "none-0"]) == 0
+    assert "train none-0: continuing after step" in capsys.readouterr().err
+    lines, expected = (metrics.read(w.run("none-0") / "mixing.jsonl") for w in (two, one))
+    assert len(lines) == len(expected) > 12
+    for line, other in zip(lines, expected, strict=True):
+        for name in ("step", "start", "until", "round", "segment", "domain"):
+            assert line.get(name) == other.get(name)
+        for name in ("loss", "shares", "weights"):
+            if name in other:
+                assert line[name] == pytest.approx(other[name], rel=1e-3)
