@@ -200,6 +200,16 @@ def test_online_mixing_is_one_setting_and_shows_what_it_drew(corpus, tmp_path, c
     assert drawn == pytest.approx(8 * steps)
     assert sum(of["weight"] for of in shown.values()) == pytest.approx(1)
     assert "aioli" in report["headline"]["mixture"]
+    shown = report["mixing"]["none-0"]
+    assert shown["decisions"] == len(history) and shown["share"] == manifest.counts["mixing"]["share"]
+    rounds = [line for line in history if "A" in line]
+    assert shown["weights"]["step"] == [line["start"] for line in rounds]
+    for domain, values in shown["weights"]["values"].items():
+        assert values == [line["weights"][domain] for line in rounds]
+    assert [matrix["A"] for matrix in shown["A"]] == [line["A"] for line in rounds]
+    page = (workdir.report / "index.html").read_text()
+    assert page.count('aria-label="How training on a domain') == len(rounds)
+    assert 'aria-label="shares by domain over the steps of none-0"' in page
     capsys.readouterr()
     assert cli.main(_command(workdir.root, corpus, *aioli)) == 0
     assert "none-0: up to date" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, MaxNLocator, NullLocator
 
 from jaxprune.report.numbers import percent, short
@@ -233,6 +234,63 @@ def curves(figures: Mapping[str, Any], kind: str, series: str) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(value)))
     axes.set_xlabel("training tokens", color=colour("muted"), size=_TEXT)
     return _svg(figure, f"curves-{kind}-{series}", f"{kind} loss over training tokens, {series}")
+
+
+def mixing(figures: Mapping[str, Any], run: str, kind: str) -> str:
+    """Weights (in steps), drawn shares or held-out losses of the domains over the steps of a run.
+
+    Args:
+      run: one of figures["mixing"].
+      kind: `weights`, `shares` or `loss`.
+    """
+    series, domains = figures["mixing"][run][kind], figures["domains"]
+    figure, axes = _canvas(300, 200, left=48, right=8, top=8, bottom=38)
+    for domain in domains:
+        values = np.array([np.nan if value is None else value for value in series["values"][domain]])
+        if values.size and np.isfinite(values).any():
+            axes.plot(
+                series["step"],
+                values,
+                color=colour(domain_variable(domains, domain)),
+                lw=1.6,
+                drawstyle="steps-post" if kind == "weights" else "default",
+            )
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(_ticks(4))
+    axes.yaxis.set_major_locator(_ticks(5))
+    axes.grid(axis="y", color=colour("grid"), lw=1)
+    if kind != "loss":
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axes.set_xlabel("step", color=colour("muted"), size=_TEXT)
+    return _svg(figure, f"mixing-{kind}-{run}", f"{kind} by domain over the steps of {run}")
+
+
+def interactions(matrix: Mapping[str, Any], mixed: Sequence[str], most: float, name: str) -> str:
+    """A of a round: rows are domains whose loss was measured, columns those trained on; blue falls, red rises.
+
+    Args:
+      matrix: `A`, of the domains that are mixed.
+      mixed: their names.
+      most: the entry of full colour.
+      name: of the drawing, unique in its page.
+    """
+    n = len(mixed)
+    left, cell = _room_for(mixed), max(14, min(26, 300 // n))
+    figure, axes = _canvas(left + cell * n + 8, cell * n + left, left=left, right=8, top=8, bottom=left - 8)
+    for row, values in enumerate(matrix["A"]):
+        for column, value in enumerate(values):
+            strength = min(abs(value) / most, 1.0) if most > 0 else 0.0
+            shade = colour("better" if value >= 0 else "worse")
+            axes.add_patch(Rectangle((column, row), 1, 1, fc=shade, alpha=strength, lw=0))
+    axes.set_xlim(0, n)
+    axes.set_ylim(n, 0)
+    places = [place + 0.5 for place in range(n)]
+    axes.set_xticks(places, [_fitted(domain) for domain in mixed], rotation=90, size=_TEXT, parse_math=False)
+    axes.set_yticks(places, [_fitted(domain) for domain in mixed], size=_TEXT, parse_math=False)
+    return _svg(
+        figure, f"interactions-{name}", "How training on a domain (column) lowered the loss of another (row)"
+    )
 
 
 def _canvas(

@@ -24,6 +24,7 @@ from jaxprune.evaluate import comparison
 from jaxprune.mix.weights import MANY_EPOCHS
 from jaxprune.report import selection
 from jaxprune.report.costs import costs
+from jaxprune.report.mixing import mixing
 from jaxprune.train import metrics
 
 _CURVE_POINTS = 200
@@ -66,6 +67,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest], sp
         "composition": selections,
         "curves": _curves(config, workdir, store.domains),
         "mixture": _mixture(config, workdir, store.domains, manifests),
+        "mixing": mixing(workdir, tuple(config.final_runs), store.domains, manifests),
         "costs": costs(config, store.vocab_size, manifests),
         "data": _data(workdir, store),
         "reproduce": {
@@ -264,6 +266,7 @@ def _mixture(
         "many_epochs": MANY_EPOCHS,
         "repeated": {arm: often for arm, often in repeated.items() if often},
         "runs": runs,
+        "mixed": {name: [domain for domain, n in run["rows"].items() if n > 0] for name, run in runs.items()},
     }
 
 
