@@ -42,14 +42,22 @@ class Odm(Strategy):
     solve: ClassVar[str] = "exponential weights with exploration (EXP3)"
 
     def begin(self, step: int) -> tuple[State, Decision]:
-        state = {"t": 0, "reward": [0.0] * len(self.initial_K), "weights": list(self.initial_K)}
+        initial = list(self.initial_K)
+        state = {"t": 0, "reward": [0.0] * len(initial), "weights": initial, "before": initial}
         return state, Decision(weights_K=np.array(self.initial_K), until=step + max(self.every, self.warmup))
 
     def update(self, state: State, seen: Observation) -> tuple[State, Decision]:
-        weights_K, t = np.array(state["weights"]), state["t"] + 1
-        reward_K = rewarded(np.array(state["reward"]), seen.loss_K, weights_K, self.alpha, self.form)
+        now_K, before_K, t = np.array(state["weights"]), np.array(state["before"]), state["t"] + 1
+        # A decision holds from the step after the next: the first step of these was drawn by the one before it.
+        drawn_by_K = now_K + (before_K - now_K) / self.every
+        reward_K = rewarded(np.array(state["reward"]), seen.loss_K, drawn_by_K, self.alpha, self.form)
         weights_K = played(reward_K, t, self.form)
-        after = {"t": t, "reward": reward_K.tolist(), "weights": weights_K.tolist()}
+        after = {
+            "t": t,
+            "reward": reward_K.tolist(),
+            "weights": weights_K.tolist(),
+            "before": state["weights"],
+        }
         return after, Decision(
             weights_K=weights_K, until=seen.step + self.every, record={"reward": reward_K.tolist()}
         )
@@ -58,7 +66,8 @@ class Odm(Strategy):
 def rewarded(
     reward_K: np.ndarray, loss_K: np.ndarray, weights_K: np.ndarray, alpha: float, form: Form
 ) -> np.ndarray:
-    """Smoothed rewards after losses in nats per token, NaN for domains that were not drawn, which keep theirs."""
+    """Smoothed rewards after losses, in nats per token, of what the weights drew: NaN for domains that were not drawn,
+    which keep their reward."""
     with np.errstate(divide="ignore", over="ignore"):
         gain_K = loss_K / weights_K if form == "paper" else np.exp(loss_K)
     return np.where(np.isfinite(gain_K), alpha * reward_K + (1 - alpha) * gain_K, reward_K)

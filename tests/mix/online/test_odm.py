@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.mix.online.odm import Odm, exploration, played, rewarded
+from jaxprune.mix.online.odm import Form, Odm, exploration, played, rewarded
 from jaxprune.train.strategy import Observation
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "odm.json").read_text())["cases"]
-FORMS = {"smoothed_mean_group_update": "released", "smoothed_mean_single_update": "released_single"}
+FORMS: dict[str, Form] = {
+    "smoothed_mean_group_update": "released",
+    "smoothed_mean_single_update": "released_single",
+}
 
 
 def _seen(step, loss_K):
@@ -41,6 +44,22 @@ def test_the_papers_rewards_are_weighed_by_importance():
     e, before = exploration(100, 3), exploration(99, 3)
     raised_K = np.exp(before * np.array([1.0, 2.0, 4.0]))
     np.testing.assert_allclose(weights_K, (1 - 3 * e) * raised_K / raised_K.sum() + e)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_rewards_are_weighed_by_the_weights_that_their_steps_were_drawn_by(every):
+    """A decision after step t is for the steps from t + 2 on."""
+    strategy = Odm(initial_K=(0.5, 0.3, 0.2), every=every)
+    state, decision = strategy.begin(0)
+    by_step, step = {}, 0
+    by_step.update({after: decision.weights_K for after in range(1, every + 2)})
+    for _ in range(6):
+        drawn_by_K = np.mean([by_step[after] for after in range(step + 1, decision.until + 1)], axis=0)
+        step, reward_K, loss_K = decision.until, np.array(state["reward"]), np.array([3.0, 2.0, 1.0])
+        state, decision = strategy.update(state, _seen(step, loss_K))
+        np.testing.assert_allclose(state["reward"], 0.9 * reward_K + 0.1 * loss_K / drawn_by_K)
+        by_step.update({after: decision.weights_K for after in range(step + 2, step + every + 2)})
+    assert np.ptp(decision.weights_K) > 0.01
 
 
 @pytest.mark.parametrize("form", ["paper", "released", "released_single"])
