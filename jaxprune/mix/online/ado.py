@@ -1,24 +1,24 @@
 """ADO: draws from where a power law of the training losses falls fastest (Jiang et al., arXiv 2410.11820).
 
 It costs nothing but fits on the host: L_k(n) = e^eps + e^a n^-alpha for every domain k, from its training losses, n the
-samples of all domains so far. Then, after each step t:
+tokens of all domains so far. Then, after each step t:
 
 1. h, the smoothed shares that were drawn;
 2. slope_k = max(alpha, floor) e^a n^-alpha / n, and rho_k ~ mu_k slope_k h_k^s with the prior mu, none below `least`;
 3. p = gamma rho + (1 - gamma) rho_bar, and rho_bar the average of rho over the steps so far.
 
-Legend: K domains, N points of a history.
+Legend: K domains, N points of a history, P parameters of a law, G starts of a fit.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.signal import savgol_filter
+from scipy.special import expit
 
 from jaxprune.train.strategy import Decision, Observation, Signal, State, Strategy
 
@@ -26,8 +26,10 @@ _MOST = 1024  # points of the history, of which then every two are made one
 _FITTED = 128  # that a law is fitted to
 _SMOOTHED = 101  # points of the filter (Savitzky-Golay, cubic)
 _HUBER = 1e-3  # of log losses
-_LOW, _HIGH = np.array([-2.0, -2.0, 1e-3]), np.array([6.5, 1.5, 0.8])  # of a, eps, alpha
-_TRIED = 8  # starts of the grid that are followed
+# Bounds of a, eps and alpha, with n in units of the last point.
+_LOW, _HIGH = np.array([-8.0, -2.0, 1e-3]), np.array([2.5, 1.5, 0.8])
+_STARTS = 8  # of a fit, along each of a, eps and alpha
+_TRIED = 8  # of these that are followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Ado(Strategy):
             state |= {"laws": laws_KP, "fit_at": seen.step + self.refit}
             record = {"laws": laws_KP}
         weights_K = np.array(self.prior_K)
-        if state["laws"] is not None:
+        if any(state["laws"] or ()):  # with none, after too few decisions, still the prior
             laws_KP = np.array([law or [np.nan] * 3 for law in state["laws"]])
             rho_K = self.preferred(laws_KP, state["n"], drawn_K)
             weights_K = self.policy * rho_K + (1 - self.policy) * np.array(state["average"])
@@ -84,7 +86,7 @@ class Ado(Strategy):
         return state, Decision(weights_K=weights_K, until=seen.step + self.every, record=record)
 
     def preferred(self, laws_KP: np.ndarray, n: float, drawn_K: np.ndarray) -> np.ndarray:
-        """rho, from laws (a, eps, alpha; NaN: none, and the mean slope in its place) after n samples or tokens."""
+        """rho, from laws (a, eps, alpha; NaN: none, and the mean slope in its place) after n tokens."""
         slope_K = slopes(laws_KP, n, self.floor)
         slope_K = np.where(np.isfinite(slope_K), slope_K, np.nanmean(slope_K))
         rho_K = np.array(self.prior_K) * slope_K * drawn_K**self.exponent
@@ -151,23 +153,39 @@ def _smooth(loss_N: np.ndarray) -> np.ndarray:
 
 
 def _power_law(n_N: np.ndarray, loss_N: np.ndarray) -> np.ndarray:
-    """a, eps and alpha of e^eps + e^a n^-alpha."""
+    """a, eps and alpha of e^eps + e^a n^-alpha.
+
+    It is fitted in units of the last n, where e^a is the loss that is left to learn: bounds of a then hold for any size
+    of a run. (Those of the authors, for n in their samples, cut steep laws off when n counts tokens.)
+    """
     chosen = np.unique(np.linspace(0, len(n_N) - 1, min(len(n_N), _FITTED)).astype(int))
-    log_n_N, log_loss_N = np.log(n_N[chosen]), np.log(np.maximum(loss_N[chosen], 1e-9))
+    log_n_N, log_loss_N = np.log(n_N[chosen] / n_N[-1]), np.log(np.maximum(loss_N[chosen], 1e-9))
 
     def residual(law_P: np.ndarray) -> np.ndarray:
-        a, eps, alpha = law_P
+        a, eps, alpha = law_P[..., None]
         return np.logaddexp(eps, a - alpha * log_n_N) - log_loss_N
 
-    grid = [np.linspace(low, high, 8) for low, high in zip(_LOW, _HIGH, strict=True)]
-    starts = sorted(itertools.product(*grid), key=lambda law: float(np.abs(residual(np.array(law))).sum()))
+    def slope(law_P: np.ndarray) -> np.ndarray:
+        a, eps, alpha = law_P
+        learnable_N = expit(a - alpha * log_n_N - eps)
+        return np.stack([learnable_N, 1 - learnable_N, -log_n_N * learnable_N], axis=1)
+
+    axes = [np.linspace(low, high, _STARTS) for low, high in zip(_LOW, _HIGH, strict=True)]
+    grid_GP = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 3)
+    distance_G = np.abs(residual(grid_GP.T)).sum(axis=-1)
     found = [
         least_squares(
-            residual, np.clip(start, _LOW, _HIGH), bounds=(_LOW, _HIGH), loss="huber", f_scale=_HUBER
+            residual,
+            start,
+            jac=slope,  # pyright: ignore[reportArgumentType]
+            bounds=(_LOW, _HIGH),
+            loss="huber",
+            f_scale=_HUBER,
         )
-        for start in starts[:_TRIED]
+        for start in grid_GP[np.argsort(distance_G)[:_TRIED]]
     ]
-    return min(found, key=lambda of: of.cost).x
+    a, eps, alpha = min(found, key=lambda of: of.cost).x
+    return np.array([a + alpha * np.log(n_N[-1]), eps, alpha])
 
 
 def _halved(points: list[list]) -> list[list]:

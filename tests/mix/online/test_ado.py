@@ -56,14 +56,43 @@ def _planted(n, rng, noise=0.0):
     return np.exp(eps_K) + np.exp(a_K) * n**-alpha_K + noise * rng.standard_normal(3)
 
 
+def _slope_K(laws_KP, n):
+    a_K, _, alpha_K = np.array(laws_KP).T
+    return alpha_K * np.exp(a_K) * n**-alpha_K / n
+
+
 def test_planted_laws_are_found():
     rng = np.random.default_rng(0)
     points = [[n, 1, _planted(n, rng, 0.003).tolist()] for n in np.linspace(1e3, 3e6, 600)]
     found = np.array(fitted(points, None, 3))
-    at = 2e6
-    slope_K = found[:, 2] * np.exp(found[:, 0]) * at ** -found[:, 2] / at
-    true_K = LAWS[:, 2] * np.exp(LAWS[:, 0]) * at ** -LAWS[:, 2] / at
-    np.testing.assert_allclose(slope_K, true_K, rtol=0.1)
+    np.testing.assert_allclose(_slope_K(found, 2e6), _slope_K(LAWS, 2e6), rtol=0.1)
+
+
+@pytest.mark.parametrize("step_tokens", [2e3, 4e6])
+def test_steep_laws_are_found_whatever_the_tokens_of_a_step(step_tokens):
+    """A floor of 2 or 1 nats, and 4 or 0.6 to learn from step 50 on: e^a is up to e^11 in tokens."""
+    rng = np.random.default_rng(0)
+    alpha_K, begun = np.array([0.5, 0.6]), 50 * step_tokens
+    left_K = np.array([4.0, 0.6])
+    points = [
+        [n, 1, ([2.0, 1.0] + left_K * (n / begun) ** -alpha_K + 0.005 * rng.standard_normal(2)).tolist()]
+        for n in step_tokens * np.arange(50, 1001)
+    ]
+    last = points[-1][0]
+    true_K = alpha_K * left_K * (last / begun) ** -alpha_K / last
+    np.testing.assert_allclose(_slope_K(fitted(points, None, 2), last), true_K, rtol=0.03)
+
+
+def test_too_few_decisions_before_the_first_fit_leave_the_prior():
+    strategy = Ado(prior_K=(0.5, 0.3, 0.2), steps=400, every=100, refit=100)
+    state, decision = strategy.begin(0)
+    for loss in (3.0, 2.9, 2.8):
+        seen = Observation(
+            step=decision.until, loss_K=np.full(3, loss), tokens_K=np.ones(3), drawn_K=np.ones(3)
+        )
+        state, decision = strategy.update(state, seen)
+        assert state["laws"] == [None] * 3
+        np.testing.assert_array_equal(decision.weights_K, strategy.prior_K)
 
 
 def test_it_draws_by_the_prior_until_it_can_fit_and_then_where_the_loss_falls():
