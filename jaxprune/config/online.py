@@ -34,7 +34,7 @@ class Aioli(Settings):
     """reference: of intended shares, without drift and confidence, as in the authors' code."""
     drift: bool = True
     """Let the loss fall with time whatever is trained on; needs 2 sweeps."""
-    confidence: float | None = 0.9
+    confidence: float | None = 0.75
     """With which domains must be told apart before weights move; needs 2 sweeps. None: they always move."""
     floor: float = 0.01
     """Least weight of a domain, as a share of the uniform one."""

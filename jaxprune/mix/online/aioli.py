@@ -54,7 +54,7 @@ class Aioli(Strategy):
     estimator: Literal["least_squares", "reference"] = "least_squares"
     normalise: bool = True
     drift: bool = True
-    confidence: float | None = 0.9
+    confidence: float | None = 0.75
     """With which domains must be told apart before the weights move; None: they always do."""
     floor: float = 0.01
     """Least weight, as a share of the uniform one."""
