@@ -6,7 +6,7 @@ Legend: K domains.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 
 def similarity(ours_KK: np.ndarray, theirs_KK: np.ndarray) -> float:
@@ -16,4 +16,5 @@ def similarity(ours_KK: np.ndarray, theirs_KK: np.ndarray) -> float:
     """
     ours_K, theirs_K = ours_KK.sum(axis=0), theirs_KK.sum(axis=0)
     cosine = ours_K @ theirs_K / (np.linalg.norm(ours_K) * np.linalg.norm(theirs_K))
-    return float(0.5 * cosine + 0.5 * spearmanr(ours_K, theirs_K).statistic)
+    rank_correlation = np.corrcoef(rankdata(ours_K), rankdata(theirs_K))[0, 1]
+    return float(0.5 * cosine + 0.5 * rank_correlation)

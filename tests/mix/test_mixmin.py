@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.mix.online.mixmin import descent, loss, weights
+from jaxprune.mix.mixmin import descent, loss, weights
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "mixmin.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "online_mixing" / "mixmin.json").read_text())
 LOG_PROB_KN = np.array(GOLDEN["log_probs_domain_by_example"])
 TOKENS_N = np.array(GOLDEN["lengths"])
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.mix.online.chameleon import finetuning_weights, leverage, pretraining_weights
+from jaxprune.mix.chameleon import finetuning_weights, leverage, pretraining_weights
 
-GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "chameleon.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "online_mixing" / "chameleon.json").read_text())
 EMBEDDING_KD = np.array(GOLDEN["embeddings"])
 
 
