@@ -47,9 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
     without_help = [word for word in arguments if word not in ("--help", "-h")]
-    if without_help != arguments and arguments[0] in (*_STAGES, "config"):
+    if without_help != arguments and arguments[0] in (*_STAGES, "compile", "config"):
         return _help(parser, without_help)
-    commands = (*_STAGES, *_ON_TABLES, "config", "doctor")
+    commands = (*_STAGES, *_ON_TABLES, "compile", "config", "doctor")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         near = difflib.get_close_matches(arguments[0], commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else f": the commands are {', '.join(commands)}"
@@ -118,7 +118,7 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
         from jaxprune.allocator import keep_freed_memory
 
         keep_freed_memory()
-    if options.command != "config":
+    if options.command not in ("config", "compile"):
         _join(options, config)
     for note in notes(config):
         say(note)
@@ -129,6 +129,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     from jaxprune.artifact import Workdir, locked
 
     workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
+    if options.command == "compile":
+        return _compile(options, config, workdir)
     with locked(workdir):
         if options.command in ("train", "evaluate"):
             known = (*config.scorers, *config.final_runs)
@@ -144,6 +146,19 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "audit":
         say(f"audit: {(workdir.audit / 'index.html').resolve()}")
     return 0
+
+
+def _compile(options: argparse.Namespace, config: Config, workdir: Workdir) -> int:
+    from jaxprune.scale import command
+
+    return command.run(
+        config,
+        workdir,
+        options.topology,
+        only=options.only,
+        suggest=options.suggest or 0,
+        file=None if options.json is None else Path(options.json),
+    )
 
 
 def _on_table(command: str, rest: list[str]) -> int:
@@ -226,10 +241,43 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _ON_TABLES.items():
         command = commands.add_parser(name, help=text, add_help=False, allow_abbrev=False)
         command.add_argument("--traceback", action="store_true")
+    _add_compile(commands)
     shown = commands.add_parser("config", help="print the resolved settings of a config", allow_abbrev=False)
     _add_config(shown)
     commands.add_parser("doctor", help="versions, devices, and what is missing")
     return parser
+
+
+def _add_compile(commands: Any) -> None:
+    text = "compile a config's steps for chips that are not here: do they fit, how fast can they be at best?"
+    command = commands.add_parser("compile", help=text, description=text, allow_abbrev=False)
+    _add_config(command)
+    command.usage = f"{command.prog} CONFIG --topology NAME [...] [--SETTING VALUE ...]"
+    command.add_argument("--workdir", metavar="DIR", help="whose prepared corpus says how large the vocabulary is")
+    command.add_argument(
+        "--topology",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="as clouds name them: v5e-256, v5p-128, v6e-256, h100-8, h200-1; 4xv5e-256: four slices",
+    )
+    command.add_argument(
+        "--only",
+        nargs="+",
+        default=["train", "evaluate", "score"],
+        choices=("train", "evaluate", "score", "train-reference"),
+        metavar="STEP",
+        help="of train, evaluate, score and train-reference (default: the first three)",
+    )
+    command.add_argument(
+        "--suggest",
+        nargs="?",
+        type=int,
+        const=3,
+        metavar="N",
+        help="instead: search meshes, microbatches and recomputation until N (default: 3) training steps fit",
+    )
+    command.add_argument("--json", metavar="FILE", help="write the reports there, too")
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

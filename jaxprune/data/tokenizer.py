@@ -120,6 +120,18 @@ def adopt(settings: Tokenizer, folder: Path) -> None:
     _write_meta(folder, name, trained=False, vocab_size=vocab_size, eod_id=eod[1], eod_token=eod[0])
 
 
+def vocab_size(settings: Tokenizer) -> int:
+    """Entries of the tokenizer that the settings speak of, before it is made.
+
+    Raises:
+      ValueError: it exists already, and cannot be read.
+    """
+    if settings.path is None:
+        return settings.vocab_size
+    path = _existing(settings)
+    return (_open_json(path) if path.suffix == ".json" else _open_model(path))[1]
+
+
 def check_lossless(texts: Iterable[str], folder: Path) -> bool:
     """Whether decoding gives every one of `texts` back; where it does not, `meta.json` says so from now on."""
     encoder = load(folder)

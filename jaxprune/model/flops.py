@@ -37,6 +37,23 @@ def train_flops_per_token(model: Model, vocab_size: int, context: int) -> float:
     return 6.0 * multiplied + 12.0 * model.n_layers * model.d_model * context
 
 
+def executed_flops_per_token(model: Model, vocab_size: int, context: int, *, train: bool) -> float:
+    """FLOPs of the products that a step cannot do without, for a token: less than it executes, never more.
+
+    Unlike `train_flops_per_token` it counts what is made again for the backward pass (`remat`, chunks of logits), and
+    attention only where it is causal. A fused kernel's own recomputation and all elementwise work are left out.
+    """
+    head = 2.0 * _unembedding(model, vocab_size)
+    attention = 2.0 * model.n_layers * model.d_model * context
+    body = 2.0 * n_non_embedding(model, vocab_size) + attention
+    if not train:
+        return body + head
+    again = {"none": 0.0, "dots": attention, "full": body}[model.remat]
+    if 0 < model.loss_chunk < context:
+        again += head
+    return 3.0 * (body + head) + again
+
+
 def _lookups(model: Model, vocab_size: int) -> int:
     rows = 0 if model.tie_embeddings else padded_vocab(vocab_size)
     return model.d_model * (rows + (model.context if model.position == "learned" else 0))

@@ -60,8 +60,18 @@ def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> jax.sh
             f"mesh replica={mesh.replica}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not fit "
             f"{len(devices)} devices: make the sizes multiply to {len(devices)}, or set one to -1"
         )
-    # A topology of 16 x 16 chips may be cut into 64 x 4.
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise ValueError(
+                f"mesh.replica is {sizes[0]} on {slices} slices, between which only the slow network runs: make it a "
+                f"multiple of {slices}"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:  # a topology of 16 x 16 chips may be cut into 64 x 4
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
 
 

@@ -17,13 +17,7 @@ from jaxprune.model.sharding import check_divides, make_mesh
 
 def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError unless the run's batch, model and attention kernel work on the devices of `mesh`."""
-    rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if run.batch_rows % (run.microbatches * rows_on_mesh):
-        raise ValueError(
-            f"batch_rows is {run.batch_rows}: make it a multiple of microbatches ({run.microbatches}) x "
-            f"mesh.replica x mesh.fsdp ({rows_on_mesh})"
-        )
-    check_divides(run.model, mesh)
+    check_divisible(run, mesh)
     attention.choose(run.model, mesh)
     if run.model.dtype != "float32" and mesh.devices.flat[0].platform == "cpu":
         why = _untrainable(run.model.dtype)
@@ -31,6 +25,17 @@ def check(run: config.Run, mesh: jax.sharding.Mesh) -> None:
             raise ValueError(
                 f"model.dtype is {run.model.dtype}, in which XLA cannot train on this CPU ({why}): set model.dtype float32"
             )
+
+
+def check_divisible(run: config.Run, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError unless the run's batch and model can be cut over `mesh`."""
+    rows_on_mesh = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if run.batch_rows % (run.microbatches * rows_on_mesh):
+        raise ValueError(
+            f"batch_rows is {run.batch_rows}: make it a multiple of microbatches ({run.microbatches}) x "
+            f"mesh.replica x mesh.fsdp ({rows_on_mesh})"
+        )
+    check_divides(run.model, mesh)
 
 
 @functools.cache

@@ -1,0 +1,83 @@
+"""What a program takes and sends by arithmetic: for devices whose compiler is not here, and to choose what to compile.
+
+Dimensions: B rows of a microbatch, T positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+
+from jaxprune.model.sharding import ROWS
+from jaxprune.model.transformer import padded_vocab
+from jaxprune.scale.hlo import Collective
+from jaxprune.scale.program import Program, axes, bytes_per_chip, kept_for_backward
+from jaxprune.scale.topology import Topology
+
+
+def temporaries(program: Program) -> int:
+    """Bytes of a device that a step takes beside its arguments.
+
+    In training: what autodiff keeps of the forward pass, the gradients (twice where microbatches are summed), the
+    unembedding gathered and its gradient. Always: a chunk of logits and what is made of it, and the widest layer's
+    activations.
+    """
+    model, mesh = program.run.model, program.mesh
+    rows = program.tokens // model.context // math.prod(mesh.shape[axis] for axis in ROWS)
+    rows //= program.run.microbatches if program.is_training else 1
+    width = 2 if model.dtype == "bfloat16" else 4
+    chunk = model.loss_chunk if 0 < model.loss_chunk < model.context else model.context
+    vocabulary = padded_vocab(program.vocab_size) // mesh.shape["tensor"]
+    logits = 2 * 4 * rows * chunk * vocabulary
+    layer = rows * model.context * (4 * model.d_model + 3 * model.mlp_width // mesh.shape["tensor"]) * width
+    unembedding = model.d_model * vocabulary * width
+    if not program.is_training:
+        return logits + layer + unembedding
+    gradients = bytes_per_chip(program.params) * (2 if program.run.microbatches > 1 else 1)
+    backward = max(logits + unembedding, 2 * layer) + 2 * unembedding * 4 // width
+    return kept_for_backward(program) + gradients + backward
+
+
+def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
+    """What a device sends in a step, if parameters are gathered for each use and gradients scattered once a microbatch.
+
+    Heads and MLP that are cut over `tensor` are summed twice a layer and pass. As `hlo.collectives` counts; where slices
+    or nodes share parameters, what passes between two of them is shared by the devices of each.
+    """
+    chips = topology.n_chips // topology.slices
+    mesh, model = program.mesh, program.run.model
+    fsdp, tensor, replica = (mesh.shape[axis] for axis in ("fsdp", "tensor", "replica"))
+    width = 2 if model.dtype == "bfloat16" else 4
+    microbatches = program.run.microbatches if program.is_training else 1
+    passes = 2 if program.is_training else 1
+    cut = [leaf for leaf in jax.tree.leaves(program.params) if "fsdp" in axes(leaf.sharding.spec)]
+    whole = sum(leaf.size for leaf in cut) // tensor  # of the parameters, in the hands of one tensor part
+    rows = program.tokens // model.context // (microbatches * replica * fsdp)
+    stream = rows * model.context * model.d_model * width  # the residual stream of a device's rows
+    tables = padded_vocab(program.vocab_size) * model.d_model // tensor
+    found: list[Collective] = []
+
+    def add(kind: str, count: int, size: float, over: Literal["links", "network"] = "links") -> None:
+        if size:
+            found.append(
+                Collective(kind=kind, count=count * microbatches, bytes=round(size * microbatches), over=over)
+            )
+
+    gathered = whole - (0 if model.tie_embeddings else tables)  # a table that is only looked up stays where it is
+    spanned = max(fsdp * tensor // chips, 1)  # slices or nodes that share the parameters
+    between = (spanned - 1) / spanned / chips
+    add("all-gather", passes * len(cut), passes * gathered * width * (fsdp - 1) / fsdp)
+    add("all-gather", passes * len(cut), passes * gathered * width * between, "network")
+    add("all-to-all", passes, passes * stream * (fsdp - 1) / fsdp)
+    again = 1 if model.remat == "full" and program.is_training else 0
+    sums = 2 * model.n_layers * (passes + again)
+    add("all-reduce", sums, sums * 2 * stream * (tensor - 1) / tensor)
+    if program.is_training:
+        add("reduce-scatter", len(cut), whole * 4 * (fsdp - 1) / fsdp)
+        add("reduce-scatter", len(cut), whole * 4 * between, "network")
+        # Of the part of each gradient that is left on a device.
+        over = "network" if topology.slices > 1 else "links"
+        add("all-reduce", len(cut), 2 * whole * 4 / fsdp * (replica - 1) / replica, over)
+    return tuple(found)

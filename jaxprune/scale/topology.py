@@ -1,0 +1,142 @@
+"""Accelerators by the names under which clouds offer them, and their devices for the compiler.
+
+`v5e-256` (or `v5litepod-256`) is a slice of 256 chips, `v5p-128` one of 64 (v5p is counted in cores, two a chip),
+`h100-8` a node of eight GPUs; `4xv5e-256` is four slices, `4xh100-8` four nodes.
+
+Sources: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e for TPUs (peaks, bandwidths, shapes of slices), NVIDIA's data
+sheets of H100 SXM and H200 SXM, and of DGX H100 for the network. Memory is what the compiler may use of it: the limits
+that libtpu 0.0.42 names when a program is too large, and 92 % of a GPU's, the share that launch/ lets XLA allocate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One device, as XLA sees it."""
+
+    platform: Literal["tpu", "gpu"]
+    peak_flops: float  # dense bfloat16, FLOP/s
+    memory: float  # bytes that a program may use
+    memory_bandwidth: float  # bytes/s
+    link_bandwidth: float  # bytes/s that it sends to the others of its slice or node, over all its links
+    network_bandwidth: float  # bytes/s that it sends to other slices or nodes: its share of the host's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Some chips, in equal slices (TPU) or nodes (GPU)."""
+
+    name: str
+    chip: Chip
+    grid: tuple[int, ...]  # chips of a slice along each of its axes
+    slices: int = 1
+
+    @property
+    def n_chips(self) -> int:
+        """Chips of all slices."""
+        n = self.slices
+        for size in self.grid:
+            n *= size
+        return n
+
+
+CHIPS = {
+    "v5e": Chip(
+        platform="tpu", peak_flops=197e12, memory=15.75 * GIB, memory_bandwidth=819e9,
+        link_bandwidth=200e9, network_bandwidth=25e9 / 8,
+    ),
+    "v5p": Chip(
+        platform="tpu", peak_flops=459e12, memory=95.74 * GIB, memory_bandwidth=2765e9,
+        link_bandwidth=600e9, network_bandwidth=50e9 / 8,
+    ),
+    "v6e": Chip(
+        platform="tpu", peak_flops=918e12, memory=31.25 * GIB, memory_bandwidth=1638e9,
+        link_bandwidth=400e9, network_bandwidth=100e9 / 8,
+    ),
+    "h100": Chip(
+        platform="gpu", peak_flops=989e12, memory=0.92 * 79.6 * GIB, memory_bandwidth=3350e9,
+        link_bandwidth=450e9, network_bandwidth=50e9,
+    ),
+    "h200": Chip(
+        platform="gpu", peak_flops=989e12, memory=0.92 * 140.4 * GIB, memory_bandwidth=4800e9,
+        link_bandwidth=450e9, network_bandwidth=50e9,
+    ),
+}  # fmt: skip
+
+_SQUARE = {1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
+_SHAPES: dict[str, dict[int, tuple[int, ...]]] = {
+    "v5e": _SQUARE,
+    "v6e": _SQUARE,
+    "v5p": {
+        8: (2, 2, 1), 16: (2, 2, 2), 32: (2, 2, 4), 64: (2, 4, 4), 128: (4, 4, 4), 256: (4, 4, 8), 512: (4, 8, 8),
+        1024: (8, 8, 8), 2048: (8, 8, 16), 4096: (8, 16, 16), 8192: (16, 16, 16), 12288: (16, 16, 24),
+    },
+    "h100": {n: (n,) for n in (1, 2, 4, 8)},
+    "h200": {n: (n,) for n in (1, 2, 4, 8)},
+}  # fmt: skip
+_ALIASES = {"v5litepod": "v5e"}
+
+
+def find(name: str) -> Topology:
+    """The accelerator of this name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*)-(\d+)", name.lower())
+    kind = "" if found is None else _ALIASES.get(found[2], found[2])
+    if found is None or kind not in CHIPS:
+        raise ValueError(
+            f"there is no topology {name}: write KIND-SIZE or SLICESxKIND-SIZE with one of the kinds "
+            f"{', '.join(CHIPS)}, such as v5e-256, 4xv5p-128 or h100-8"
+        )
+    slices, size = int(found[1] or 1), int(found[3])
+    shapes = _SHAPES[kind]
+    if size not in shapes or slices < 1:
+        raise ValueError(
+            f"there is no topology {name}: {kind} comes in sizes of {', '.join(map(str, shapes))}"
+        )
+    return Topology(name=name, chip=CHIPS[kind], grid=shapes[size], slices=slices)
+
+
+def devices(topology: Topology) -> Sequence[Any]:
+    """The devices of a TPU topology, which XLA compiles for and which cannot run anything.
+
+    Raises:
+      ValueError: it is not one of TPUs, or libtpu is not installed or refuses it.
+    """
+    if topology.chip.platform != "tpu":
+        raise ValueError(f"{topology.name} is not a TPU topology, and only libtpu compiles without a device")
+    # libtpu is told not to look for the machine's own TPU, nor for other processes that have it open.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    from jax.experimental import topologies
+
+    kind = next(kind for kind, chip in CHIPS.items() if chip is topology.chip)
+    shape = "x".join(map(str, topology.grid))
+    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.grid == (1, 1):  # a slice of one chip, of a host that has four
+        more["chips_per_host_bounds"] = [1, 1, 1]
+    try:
+        return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **more).devices
+    except Exception as error:  # JaxRuntimeError, or what the missing plugin raises
+        if "libtpu" in str(error) or "tpu plugin" in str(error).lower():
+            raise ValueError(
+                f"compiling for {topology.name} needs libtpu: pip install 'jaxprune[tpu]' ({_first_line(error)})"
+            ) from None
+        raise ValueError(f"libtpu refuses the topology {topology.name}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
