@@ -253,7 +253,9 @@ def _add_compile(commands: Any) -> None:
     command = commands.add_parser("compile", help=text, description=text, allow_abbrev=False)
     _add_config(command)
     command.usage = f"{command.prog} CONFIG --topology NAME [...] [--SETTING VALUE ...]"
-    command.add_argument("--workdir", metavar="DIR", help="whose prepared corpus says how large the vocabulary is")
+    command.add_argument(
+        "--workdir", metavar="DIR", help="whose prepared corpus says how large the vocabulary is"
+    )
     command.add_argument(
         "--topology",
         nargs="+",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -42,10 +43,8 @@ def run(
     import jax
 
     if n_cpus > 1:
-        try:
+        with contextlib.suppress(RuntimeError):  # there are devices already: they are counted below
             jax.config.update("jax_num_cpu_devices", n_cpus)
-        except RuntimeError:
-            pass  # there are devices already: they are counted below
     from jaxprune.scale.program import vocabulary
 
     vocab_size, n_domains = vocabulary(config, workdir)
@@ -56,7 +55,9 @@ def run(
         else:
             devices = jax.devices("cpu")[: target.n_chips]
             if len(devices) < target.n_chips:
-                raise ValueError(f"{target.name} has {target.n_chips} chips, and JAX was started with {len(devices)} CPU devices")
+                raise ValueError(
+                    f"{target.name} has {target.n_chips} chips, and JAX was started with {len(devices)} CPU devices"
+                )
         if suggest:
             reports += _suggest(config, target, devices, vocab_size, suggest)
         else:
@@ -76,12 +77,12 @@ def _reports(
 ) -> list[Report]:
     from jaxprune.model.sharding import make_mesh
     from jaxprune.scale import report
-    from jaxprune.scale.program import lower
+    from jaxprune.scale.program import make_program
 
     mesh = make_mesh(config.mesh, devices)
     reports = []
     for name in only:
-        program = lower(name, config, mesh, *sizes)
+        program = make_program(name, config, mesh, *sizes)
         if target.chip.platform == "tpu":
             say(f"{name}: compiling for {target.name}")
             reports.append(report.compile(program, target))
@@ -112,7 +113,9 @@ def _suggest(config: Config, target: Topology, devices: Any, vocab_size: int, wa
         )
     _print(table)
     if not any((candidate.report or candidate.estimated).fits for candidate in tried):
-        say(f"no layout of {n_all} fits {target.name}: take more chips, a shorter model.context, or optimizer.name lion")
+        say(
+            f"no layout of {n_all} fits {target.name}: take more chips, a shorter model.context, or optimizer.name lion"
+        )
     return [candidate.report or candidate.estimated for candidate in tried]
 
 
@@ -125,18 +128,25 @@ def _show(target: Topology, reports: Sequence[Report]) -> None:
     def row(name: str, values: Sequence[str]) -> None:
         table.add_row(name, *values)
 
-    row("memory a chip", ["estimated" if r.how == "estimated" else f"compiled in {r.compile_s:.0f} s" for r in reports])
+    row(
+        "memory a chip",
+        ["estimated" if r.how == "estimated" else f"compiled in {r.compile_s:.0f} s" for r in reports],
+    )
     for part in ("parameters", "optimizer", "batch", "padding", "temporaries", "code"):
         row(f"  {part}", [_gib(getattr(r, part)) for r in reports])
     row("  (kept for the backward pass)", [_gib(r.kept) if r.kept else "-" for r in reports])
-    row(f"  of {_gib(chip.memory)}", [f"{_gib(r.used)}: {'fits' if r.fits else 'TOO LARGE'}" for r in reports])
+    row(
+        f"  of {_gib(chip.memory)}", [f"{_gib(r.used)}: {'fits' if r.fits else 'TOO LARGE'}" for r in reports]
+    )
     row("a chip sends", ["estimated" if r.how == "estimated" or not r.fits else "compiled" for r in reports])
     kinds = dict.fromkeys((c.kind, c.over) for r in reports for c in r.collectives)
     for kind, over in kinds:
         cells = []
         for r in reports:
             same = [c for c in r.collectives if (c.kind, c.over) == (kind, over)]
-            cells.append(f"{sum(c.bytes for c in same) / 1e9:.3g} GB in {sum(c.count for c in same)}" if same else "-")
+            cells.append(
+                f"{sum(c.bytes for c in same) / 1e9:.3g} GB in {sum(c.count for c in same)}" if same else "-"
+            )
         row(f"  {kind}{' (network)' if over == 'network' else ''}", cells)
     row("model FLOPs a token", [f"{r.flops_per_token:.3g}" for r in reports])
     row("model FLOPs a step", [f"{r.flops_per_step:.3g}" for r in reports])
@@ -159,7 +169,9 @@ def _advice(config: Config, report: Report) -> str:
     if run.microbatches < rows:
         knobs.append(f"raise {section}.microbatches (now {run.microbatches}, up to {rows})")
     if run.model.remat != "full":
-        knobs.append(f"set {section}.model.remat to {'dots or full' if run.model.remat == 'none' else 'full'}")
+        knobs.append(
+            f"set {section}.model.remat to {'dots or full' if run.model.remat == 'none' else 'full'}"
+        )
     if run.model.loss_chunk == 0 or run.model.loss_chunk > 128:
         knobs.append(f"lower {section}.model.loss_chunk (now {run.model.loss_chunk})")
     knobs.append("cut it further with mesh.fsdp or mesh.tensor, or take more chips")

@@ -13,7 +13,7 @@ import jax
 from jaxprune.model.sharding import ROWS
 from jaxprune.model.transformer import padded_vocab
 from jaxprune.scale.hlo import Collective
-from jaxprune.scale.program import Program, axes, bytes_per_chip, kept_for_backward
+from jaxprune.scale.program import Program, bytes_per_chip, kept_for_backward
 from jaxprune.scale.topology import Topology
 
 
@@ -52,11 +52,15 @@ def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
     width = 2 if model.dtype == "bfloat16" else 4
     microbatches = program.run.microbatches if program.is_training else 1
     passes = 2 if program.is_training else 1
-    cut = [leaf for leaf in jax.tree.leaves(program.params) if "fsdp" in axes(leaf.sharding.spec)]
-    whole = sum(leaf.size for leaf in cut) // tensor  # of the parameters, in the hands of one tensor part
+    matrices = [leaf for leaf in jax.tree.leaves(program.params) if leaf.ndim == 3]  # of the layers
+    layers = sum(leaf.size for leaf in matrices) // tensor
+    unembedding = padded_vocab(program.vocab_size) * model.d_model // tensor
+    n_gathered = passes * sum(leaf.shape[0] for leaf in matrices) + 1
+    gathered = (passes * layers + unembedding) * width  # the unembedding once for both passes
+    n_scattered = sum(leaf.shape[0] for leaf in matrices) + 1
+    scattered = (layers + unembedding) * 4
     rows = program.tokens // model.context // (microbatches * replica * fsdp)
     stream = rows * model.context * model.d_model * width  # the residual stream of a device's rows
-    tables = padded_vocab(program.vocab_size) * model.d_model // tensor
     found: list[Collective] = []
 
     def add(kind: str, count: int, size: float, over: Literal["links", "network"] = "links") -> None:
@@ -65,19 +69,18 @@ def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
                 Collective(kind=kind, count=count * microbatches, bytes=round(size * microbatches), over=over)
             )
 
-    gathered = whole - (0 if model.tie_embeddings else tables)  # a table that is only looked up stays where it is
     spanned = max(fsdp * tensor // chips, 1)  # slices or nodes that share the parameters
     between = (spanned - 1) / spanned / chips
-    add("all-gather", passes * len(cut), passes * gathered * width * (fsdp - 1) / fsdp)
-    add("all-gather", passes * len(cut), passes * gathered * width * between, "network")
+    add("all-gather", n_gathered, gathered * (fsdp - 1) / fsdp)
+    add("all-gather", n_gathered, gathered * between, "network")
     add("all-to-all", passes, passes * stream * (fsdp - 1) / fsdp)
     again = 1 if model.remat == "full" and program.is_training else 0
     sums = 2 * model.n_layers * (passes + again)
     add("all-reduce", sums, sums * 2 * stream * (tensor - 1) / tensor)
     if program.is_training:
-        add("reduce-scatter", len(cut), whole * 4 * (fsdp - 1) / fsdp)
-        add("reduce-scatter", len(cut), whole * 4 * between, "network")
+        add("reduce-scatter", n_scattered, scattered * (fsdp - 1) / fsdp)
+        add("reduce-scatter", n_scattered, scattered * between, "network")
         # Of the part of each gradient that is left on a device.
         over = "network" if topology.slices > 1 else "links"
-        add("all-reduce", len(cut), 2 * whole * 4 / fsdp * (replica - 1) / replica, over)
+        add("all-reduce", n_scattered, 2 * scattered / fsdp * (replica - 1) / replica, over)
     return tuple(found)

@@ -16,7 +16,9 @@ from typing import Any, Literal
 _BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}  # others end in their width: f32, s32, u8
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ def collectives(text: str) -> tuple[Collective, ...]:
     def visit(name: str, times: int) -> None:
         for instruction in computations[name]:
             kind = _kind(instruction)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                instruction, kind = _scattered(instruction), "reduce-scatter"
             if kind is not None and not _is_repeated(kind, instruction, seen):
                 count[kind] += times
                 sent[kind] += times * _sent(kind, instruction)
@@ -72,7 +76,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         elif current and (found := _INSTRUCTION.match(line)):
             computations[current].append(found[2])
     if not entry:
-        raise ValueError("the compiled program has no ENTRY computation: its text has a form that is not known here")
+        raise ValueError(
+            "the compiled program has no ENTRY computation: its text has a form that is not known here"
+        )
     return computations, entry
 
 
@@ -80,6 +86,12 @@ def _kind(instruction: str) -> str | None:
     found = re.search(r"[\])}] ([a-z][a-z0-9-]*)\(", instruction)
     name = "" if found is None else found[1].removesuffix("-start")
     return name if name in _KINDS else None
+
+
+def _scattered(instruction: str) -> str:
+    """A reduction that is scattered in the same fusion, as the TPU's compiler writes it, as the start of a scatter."""
+    head, rest = instruction.split(" all-reduce(", 1)
+    return f"({head}, {head}) reduce-scatter-start({rest}"
 
 
 def _is_repeated(kind: str, instruction: str, seen: set[tuple[str, str]]) -> bool:
@@ -107,7 +119,9 @@ def _trips(loop: str, computations: dict[str, list[str]]) -> int:
     condition = "\n".join(computations[found[1]]) if found else ""
     bounds = set(re.findall(r"s32\[\][^ ]* constant\((\d+)\)", condition))
     if len(bounds) != 1 or "direction=LT" not in condition:
-        raise ValueError("a loop of the compiled program does not say how often it turns: its text has a form that is not known here")
+        raise ValueError(
+            "a loop of the compiled program does not say how often it turns: its text has a form that is not known here"
+        )
     return int(bounds.pop())
 
 
@@ -137,7 +151,9 @@ def _size(kind: str, dimensions: str) -> int:
 
 def _group(instruction: str) -> int:
     """Devices of a group, in the three ways in which groups are written."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", instruction):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", instruction
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part) if part else sizes[name] for name, part in axes)
@@ -145,7 +161,9 @@ def _group(instruction: str) -> int:
         return int(found[1])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction):
         return found[1].count(",") + 1
-    raise ValueError(f"the groups of a collective are written in a form that is not known here: {instruction[:300]}")
+    raise ValueError(
+        f"the groups of a collective are written in a form that is not known here: {instruction[:300]}"
+    )
 
 
 def memory(compiled: Any) -> dict[str, int]:

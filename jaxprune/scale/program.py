@@ -6,6 +6,7 @@ Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class Program:
 
     name: str
     run: config.Run  # whose model it is
-    lowered: jax.stages.Lowered
+    lower: Callable[[], jax.stages.Lowered]
     params: nnx.State  # shapes and layouts
     optimizer: Tree
     batch: Tree
@@ -65,7 +66,7 @@ def vocabulary(settings: config.Config, workdir: Workdir) -> tuple[int, int]:
     return tokenizer.vocab_size(settings.tokenizer), _DOMAINS
 
 
-def lower(
+def make_program(
     name: str, settings: config.Config, mesh: jax.sharding.Mesh, vocab_size: int, n_domains: int = _DOMAINS
 ) -> Program:
     """The program `name` (of NAMES) as the pipeline would run it on the devices of `mesh`.
@@ -77,7 +78,9 @@ def lower(
       ValueError: the run cannot be laid out on the mesh; scores come from a model that is not trained here.
     """
     if name in ("score", "train-reference") and not settings.scorers:
-        raise ValueError(f"score.model is {settings.score.model}, whose shape the config does not know: leave {name} out")
+        raise ValueError(
+            f"score.model is {settings.score.model}, whose shape the config does not know: leave {name} out"
+        )
     if name in ("train", "evaluate"):
         run = settings.final
     else:
@@ -99,7 +102,7 @@ def lower(
                 array((run.microbatches, rows), P(None, *BATCH)),
             )
             step = make_train_step(graphdef, run.optimizer, run.steps, n_domains)
-            lowered = step.lower(TrainState(params, optimizer), *batch)  # pyright: ignore[reportFunctionMemberAccess]
+            arguments = (TrainState(params, optimizer), *batch)
             tokens = run.batch_rows * run.model.context
         else:
             rows = (
@@ -110,12 +113,17 @@ def lower(
             batch = array((rows, run.model.context + 1)), array((rows,))
             if name == "score":
                 batch = (*batch, array((rows,)))
-            lowered = make_score_step(graphdef).lower(params, *batch)  # pyright: ignore[reportFunctionMemberAccess]
+            step, arguments = make_score_step(graphdef), (params, *batch)
             tokens = rows * run.model.context
+
+    def lower() -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return step.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
+
     return Program(
         name=name,
         run=run,
-        lowered=lowered,
+        lower=lower,
         params=params,
         optimizer=optimizer,
         batch=batch,
@@ -129,7 +137,8 @@ def lower(
 def bytes_per_chip(tree: Tree) -> int:
     """Of arrays with these shapes and layouts, on one device."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -138,6 +147,19 @@ def kept_for_backward(program: Program) -> int:
 
     The compiler may keep less (it makes cheap values again) or lay it out in more.
     """
+    parts = math.prod(program.mesh.shape[axis] for axis in ROWS)
+    rows = program.batch[0].shape[1] // parts
+    key = program.graphdef, program.vocab_size, rows, program.mesh.shape["tensor"]
+    if key not in _KEPT:
+        _KEPT[key] = _trace_kept(program)
+    return _KEPT[key]
+
+
+_KEPT: dict[Any, int] = {}
+"""By all that it depends on: layouts are searched by the hundred."""
+
+
+def _trace_kept(program: Program) -> int:
     tokens_BS = jax.ShapeDtypeStruct(
         program.batch[0].shape[1:], jnp.int32, sharding=NamedSharding(program.mesh, BATCH)
     )
@@ -153,14 +175,12 @@ def kept_for_backward(program: Program) -> int:
     arguments = set(map(id, traced.invars))
     total = 0
     for value in {id(out): out for out in traced.outvars if id(out) not in arguments}.values():
-        parts = [program.mesh.shape[axis] for axis in axes(value.aval.sharding.spec)]
+        parts = [program.mesh.shape[axis] for axis in _axes(value.aval.sharding.spec)]
         total += value.aval.size * value.aval.dtype.itemsize // math.prod(parts)
     return total
 
 
-def axes(spec: P) -> list[str]:
+def _axes(spec: P) -> list[str]:
     """The mesh axes that cut an array."""
     named = [part for part in spec.partitions if part is not None]
     return [axis for part in named for axis in ((part,) if isinstance(part, str) else part)]
-
-

@@ -73,13 +73,11 @@ def compile(program: Program, topology: Topology) -> Report:
     """
     begin = time.perf_counter()
     try:
-        compiled = program.lowered.compile()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
-        if needed is None:
+        temporaries = _refused(str(error), program)
+        if temporaries is None:
             raise
-        used = _bytes(needed[1], needed[2])
-        temporaries = used - _arguments(program)
         return _report(
             program, topology, "compiled", time.perf_counter() - begin, estimate.collectives(program, topology),
             temporaries=temporaries,
@@ -90,7 +88,7 @@ def compile(program: Program, topology: Topology) -> Report:
         topology,
         "compiled",
         time.perf_counter() - begin,
-        hlo.collectives(compiled.as_text()),
+        hlo.collectives(compiled.as_text() or ""),
         temporaries=memory["temporaries"] + memory["results"],
         padding=memory["arguments"] - _arguments(program),
         code=memory["code"],
@@ -162,6 +160,15 @@ def _report(
 
 def _arguments(program: Program) -> int:
     return sum(map(bytes_per_chip, (program.params, program.optimizer, program.batch)))
+
+
+def _refused(message: str, program: Program) -> int | None:
+    """The temporaries of a program that libtpu found too large, in the two ways in which it says so."""
+    if found := re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)", message):
+        return _bytes(found[1], found[2])
+    if found := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message):
+        return _bytes(found[1], found[2]) - _arguments(program)
+    return None
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -10,11 +10,15 @@ from jaxprune import config
 from jaxprune.model.sharding import make_mesh
 from jaxprune.progress import say
 from jaxprune.scale import report
-from jaxprune.scale.program import Program, lower
+from jaxprune.scale.program import Program, make_program
 from jaxprune.scale.report import Report
 from jaxprune.scale.topology import Topology
 
 _TENSOR = (1, 2, 4, 8)
+# Parts of the width on a TPU: of narrower ones than a tile of bfloat16 has rows, its compiler sums whole gradients on every
+# chip instead of scattering them (libtpu 0.0.42, d_model 2048: 128 parts are scattered, 256 are not).
+_LEAST_WIDTH = 16
+_LEAST_FSDP = 8  # where it could be more, copies of the parameters take its place only down to this
 _NEAR = 1.3  # estimates above this much of the memory are not compiled: the compiler rarely needs less than 1 / 1.3 of them
 
 
@@ -28,7 +32,13 @@ class Candidate:
 
 
 def search(
-    settings: config.Config, topology: Topology, devices: Any, vocab_size: int, *, wanted: int, can_compile: bool
+    settings: config.Config,
+    topology: Topology,
+    devices: Any,
+    vocab_size: int,
+    *,
+    wanted: int,
+    can_compile: bool,
 ) -> tuple[list[Candidate], int]:
     """Layouts of the final run's step, fastest first, until `wanted` fit; and how many there are in all.
 
@@ -64,14 +74,21 @@ def layouts(settings: config.Config, topology: Topology) -> Iterator[config.Conf
     for tensor in _TENSOR:
         if chips % tensor or run.model.kv_heads % tensor:
             continue
-        mesh = config.Mesh(replica=topology.slices, fsdp=chips // tensor, tensor=tensor)
-        microbatches = 1
-        while run.batch_rows % (microbatches * topology.n_chips // tensor) == 0:
-            for remat in ("none", "dots", "full"):
-                model = dataclasses.replace(run.model, remat=remat)
-                final = dataclasses.replace(run, model=model, microbatches=microbatches)
-                yield dataclasses.replace(settings, final=final, mesh=mesh)
-            microbatches *= 2
+        fsdp = chips // tensor
+        while topology.chip.platform == "tpu" and run.model.d_model < _LEAST_WIDTH * fsdp and fsdp % 2 == 0:
+            fsdp //= 2
+        while True:
+            mesh = config.Mesh(replica=topology.n_chips // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
+            microbatches = 1
+            while run.batch_rows % (microbatches * topology.n_chips // tensor) == 0:
+                for remat in ("none", "dots", "full"):
+                    model = dataclasses.replace(run.model, remat=remat)
+                    final = dataclasses.replace(run, model=model, microbatches=microbatches)
+                    yield dataclasses.replace(settings, final=final, mesh=mesh)
+                microbatches *= 2
+            if fsdp % 2 or fsdp <= _LEAST_FSDP:
+                break
+            fsdp //= 2
 
 
 def describe(settings: config.Config) -> str:
@@ -84,7 +101,7 @@ def describe(settings: config.Config) -> str:
 
 
 def _program(settings: config.Config, devices: Any, vocab_size: int) -> Program:
-    return lower("train", settings, make_mesh(settings.mesh, devices), vocab_size)
+    return make_program("train", settings, make_mesh(settings.mesh, devices), vocab_size)
 
 
 def _time(judged: Report) -> float:

@@ -125,7 +125,7 @@ def devices(topology: Topology) -> Sequence[Any]:
 
     kind = next(kind for kind, chip in CHIPS.items() if chip is topology.chip)
     shape = "x".join(map(str, topology.grid))
-    more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.grid == (1, 1):  # a slice of one chip, of a host that has four
         more["chips_per_host_bounds"] = [1, 1, 1]
     try:

@@ -1,0 +1,181 @@
+"""`jaxprune compile`: real steps for real topologies, and estimates where there is no compiler."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxprune import cli, config
+from jaxprune.model.sharding import make_mesh
+from jaxprune.scale import estimate, report, suggest, topology
+from jaxprune.scale.program import bytes_per_chip, kept_for_backward, make_program
+from jaxprune.settings import load
+
+TINY = str(Path(__file__).parents[1] / "tiny.py")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed: pip install 'jaxprune[tpu]'",
+)
+# Large enough for the TPU's kernels, small enough to compile in seconds.
+MEDIUM = ["--final.model.d_model", "256", "--final.model.context", "256", "--final.model.dtype", "bfloat16"]
+
+
+def estimated(
+    *overrides: str, name: str = "h100-8", sizes: tuple[int, int, int] = (1, 8, 1)
+) -> report.Report:
+    return report.estimated(program(*overrides, sizes=sizes), topology.find(name))
+
+
+def program(*overrides: str, name: str = "train", sizes: tuple[int, int, int] = (1, 8, 1)):
+    settings = load(TINY, [*MEDIUM, *overrides])
+    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
+    return make_program(name, settings, mesh, 400)
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_slice_of_tpus(tmp_path, capsys):
+    file = tmp_path / "reports.json"
+    status = cli.main(
+        [
+            "compile",
+            TINY,
+            "--topology",
+            "v5e-8",
+            "v5p-16",
+            "--workdir",
+            str(tmp_path),
+            "--json",
+            str(file),
+            *MEDIUM,
+        ]
+    )
+    assert status == 0
+    reports = json.loads(file.read_text())
+    assert [(r["topology"], r["program"]) for r in reports] == [
+        (name, program) for name in ("v5e-8", "v5p-16") for program in ("train", "evaluate", "score")
+    ]
+    for found in reports:
+        assert found["how"] == "compiled" and found["fits"] and found["mesh"]["fsdp"] == 8
+        assert found["used"] == sum(
+            found[part] for part in ("parameters", "optimizer", "batch", "padding", "temporaries", "code")
+        )
+        assert any(c["kind"] == "all-gather" for c in found["collectives"])
+        assert 0 < found["least_seconds"] < 1
+    train, evaluate, _ = reports[:3]
+    assert train["optimizer"] == pytest.approx(2 * train["parameters"], rel=0.01)  # AdamW's two moments
+    assert evaluate["optimizer"] == 0 and evaluate["kept"] == 0
+    assert "v5e-8: 8 chips, replica 1 x fsdp 8 x tensor 1" in capsys.readouterr().out
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_says_so_and_what_to_turn(tmp_path, capsys):
+    large = [
+        "--final.model.d_model", "2048", "--final.model.context", "2048", "--final.model.n_heads", "16",
+        "--final.model.n_layers", "4", "--final.model.dtype", "bfloat16",
+        "--final.batch_rows", "256", "--final.tokens", "1000000", "--final.model.loss_chunk", "128",
+    ]  # fmt: skip
+    status = cli.main(
+        ["compile", TINY, "--topology", "v5e-1", "--only", "train", "--workdir", str(tmp_path), *large]
+    )
+    printed = capsys.readouterr()
+    assert status == 1
+    assert "TOO LARGE" in printed.out
+    assert "raise final.microbatches (now 1, up to 256)" in printed.err
+    assert "remat to dots or full" in printed.err
+
+
+@needs_libtpu
+def test_slices_talk_over_the_network_only_along_replica():
+    found = topology.find("2xv5e-4")
+    devices = topology.devices(found)
+    settings = load(TINY, MEDIUM)
+    mesh = make_mesh(config.Mesh(replica=2), devices)
+    slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert slices == [[0] * 4, [1] * 4]
+    compiled = report.compile(make_program("train", settings, mesh, 400), found)
+    network = sum(c.bytes for c in compiled.collectives if c.over == "network")
+    # Each chip sends its part of the gradients to the other slice, and receives as much.
+    gradients = bytes_per_chip(make_program("train", settings, mesh, 400).params)
+    assert 0.9 * gradients < network < 3 * gradients
+    with pytest.raises(ValueError, match=r"mesh.replica is 1 on 2 slices"):
+        make_mesh(config.Mesh(), devices)
+
+
+@needs_libtpu
+def test_suggestions_fit_and_begin_with_the_fastest(tmp_path, capsys):
+    status = cli.main(
+        ["compile", TINY, "--topology", "v5e-4", "--suggest", "1", "--workdir", str(tmp_path), *MEDIUM]
+    )
+    assert status == 0
+    assert "--mesh.replica 1 --mesh.fsdp 4 --mesh.tensor 1 --final.microbatches 1" in capsys.readouterr().out
+
+
+def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys):
+    status = cli.main(["compile", TINY, "--topology", "h100-8", "--workdir", str(tmp_path), *MEDIUM])
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert "estimated" in printed and "compiled" not in printed
+
+
+def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys):
+    def error(*arguments: str) -> str:
+        assert cli.main(["compile", TINY, "--workdir", str(tmp_path), *arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "there is no topology v9-1" in error("--topology", "v9-1")
+    assert "make it a multiple of microbatches" in error("--topology", "h100-8", "--final.batch_rows", "4")
+    assert "d_model is 36" in error("--topology", "h100-8", "--final.model.d_model", "36")
+
+
+def test_parameters_and_optimizer_are_cut_by_the_mesh():
+    fsdp, tensor, replica = (estimated(sizes=sizes).parameters for sizes in ((1, 8, 1), (1, 4, 2), (2, 4, 1)))
+    assert fsdp == pytest.approx(tensor, rel=0.05)  # vectors are whole over fsdp
+    assert replica == pytest.approx(2 * fsdp, rel=0.05)
+
+
+def test_what_is_kept_is_what_remat_and_microbatches_leave():
+    kept = {
+        remat: kept_for_backward(program("--final.model.remat", remat)) for remat in ("none", "dots", "full")
+    }
+    assert kept["none"] > 2 * kept["dots"] > 2 * kept["full"]
+    settings = ("--final.batch_rows", "32", "--final.tokens", "100000")
+    whole, half = (kept_for_backward(program(*settings, "--final.microbatches", m)) for m in "12")
+    assert half == pytest.approx(whole / 2, rel=0.02)
+
+
+def test_kept_of_full_remat_is_the_inputs_of_the_layers():
+    found = kept_for_backward(program("--final.model.remat", "full", "--final.model.loss_chunk", "64"))
+    rows, context, width, layers = 1, 256, 256, 2
+    stream = rows * context * width * 2  # bytes of one layer's input on one device
+    assert layers * stream < found < (layers + 8) * stream  # and what the loss and the last norm keep
+
+
+def test_the_least_time_falls_with_chips_and_names_its_cause():
+    one = report.estimated(program(), topology.find("h100-1"))
+    eight = report.estimated(program(), topology.find("h100-8"))
+    assert eight.seconds["compute"] == pytest.approx(one.seconds["compute"] / 8)
+    assert eight.least_seconds == max(eight.seconds.values())
+    assert eight.flops_per_step == one.flops_per_step
+
+
+def test_nodes_that_share_parameters_send_them_over_the_network():
+    settings = load(TINY, MEDIUM)
+    step = make_program("train", settings, make_mesh(config.Mesh(), jax.devices()), 400)
+    two_nodes = dataclasses.replace(topology.find("h100-4"), slices=2)
+    found = estimate.collectives(step, two_nodes)
+    network = sum(c.bytes for c in found if c.over == "network")
+    assert 0 < network < sum(c.bytes for c in found if c.over == "links")
+    assert not [c for c in estimate.collectives(step, topology.find("h100-8")) if c.over == "network"]
+
+
+def test_layouts_divide_what_they_cut():
+    settings = load(TINY, [*MEDIUM, "--final.batch_rows", "32"])
+    found = list(suggest.layouts(settings, topology.find("h100-8")))
+    assert {s.mesh.tensor for s in found} == {1, 2}  # two heads
+    assert {s.final.microbatches for s in found if s.mesh.tensor == 1} == {1, 2, 4}
+    for layout in found:
+        assert layout.mesh.fsdp * layout.mesh.tensor == 8
+        assert layout.final.batch_rows % (layout.final.microbatches * layout.mesh.fsdp) == 0

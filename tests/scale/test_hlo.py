@@ -1,0 +1,120 @@
+"""Collectives that XLA puts into the steps, and how the text of a program is read."""
+
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxprune import config
+from jaxprune.model.sharding import make_mesh
+from jaxprune.scale import estimate, hlo, topology
+from jaxprune.scale.program import make_program
+from jaxprune.settings import load
+
+TINY = str(Path(__file__).parents[1] / "tiny.py")
+# Of the step of tests/tiny.py (2 layers, 13 matrices with the unembedding) on 8 CPU devices.
+COUNTS = {
+    # fsdp: each matrix is gathered in both passes, the unembedding once (25) and the tokens once; gradients of matrices are
+    # summed in the loops (2 x 2), and what is not cut (norms, biases, losses) at the end.
+    (1, 8, 1): {"all-gather": {26}, "all-to-all": {2}, "all-reduce": {5}},
+    # tensor: two sums a layer and pass more, and those of the loss over the parts of the vocabulary.
+    (1, 4, 2): {"all-gather": {26}, "all-to-all": {2}, "all-reduce": {19}},
+    # replica: gradients are summed once more; jax 0.11 joins two of the small sums.
+    (2, 2, 2): {"all-gather": {26}, "all-to-all": {2}, "all-reduce": {25, 27}},
+}
+
+
+def program(sizes: tuple[int, int, int], name: str = "train", *overrides: str):
+    devices = jax.devices()[: math.prod(sizes)]
+    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]), devices)
+    return make_program(name, load(TINY, list(overrides)), mesh, 400)
+
+
+@pytest.mark.parametrize("sizes", COUNTS)
+def test_the_training_step_has_as_many_collectives_as_its_layout_needs(sizes):
+    found = hlo.collectives(program(sizes).lower().compile().as_text())
+    assert {c.kind for c in found} == set(COUNTS[sizes])
+    for collective in found:
+        assert collective.count in COUNTS[sizes][collective.kind], collective
+
+
+def test_microbatches_gather_again_and_nothing_else_grows():
+    once = {c.kind: c for c in hlo.collectives(program((1, 4, 1)).lower().compile().as_text())}
+    twice = {
+        c.kind: c
+        for c in hlo.collectives(
+            program((1, 4, 1), "train", "--final.microbatches", "2").lower().compile().as_text()
+        )
+    }
+    assert 1.5 < twice["all-gather"].bytes / once["all-gather"].bytes <= 2
+    assert twice["all-to-all"].count == 2 * once["all-to-all"].count
+    assert twice["all-to-all"].bytes == once["all-to-all"].bytes  # of half as many rows each
+
+
+@pytest.mark.parametrize("sizes", COUNTS)
+def test_bytes_are_those_of_the_arithmetic(sizes):
+    """CPUs sum where the estimate scatters (twice the bytes), and exchange nothing else of weight."""
+    step = program(sizes)
+    compiled, estimated = {}, {}
+    for into, found in (
+        (compiled, hlo.collectives(step.lower().compile().as_text())),
+        (estimated, estimate.collectives(step, topology.find("h100-8"))),
+    ):
+        for c in found:
+            into[c.kind] = into.get(c.kind, 0) + c.bytes
+    assert compiled["all-gather"] == pytest.approx(estimated["all-gather"], rel=0.02)
+    assert compiled["all-to-all"] == estimated["all-to-all"]
+    assert compiled["all-reduce"] >= estimated.get("all-reduce", 0) + 2 * estimated["reduce-scatter"]
+
+
+TEXT = """HloModule m, is_scheduled=true
+
+%body (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %a = bf16[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t = (s32[], f32[8,4]) tuple(%i, %y)
+}
+
+%cond (p: (s32[], f32[8,4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(12), metadata={op_name="lt"}
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %w = (s32[], f32[8,4]) while(%t0), condition=%cond, body=%body
+  %r = (f32[16]{0}, f32[4,4]{1,0}) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %s = f32[4]{0} reduce-scatter(%a), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
+  %g = (bf16[2]{0}, bf16[16]{0}) all-gather-start(%a), replica_groups=mesh['a'=8] {'a'}, dimensions={0}
+  %d = bf16[16]{0} all-gather-done(%g)
+  %c = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
+  %e = (f32[100], u32[], token[]) send(%a, %tok), channel_id=9, is_host_transfer=true
+}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %z = f32[] add(%x, %y)
+}
+"""
+
+
+def test_bytes_counts_and_loops_of_a_text():
+    found = {c.kind: c for c in hlo.collectives(TEXT)}
+    gathers = 12 * 8 * 4 * 2 * 3 / 4 + 16 * 2 * 7 / 8  # in a loop of 12, and by start and done
+    assert (found["all-gather"].count, found["all-gather"].bytes) == (13, gathers)
+    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (1, 2 * (16 + 16) * 4 / 2)
+    assert (found["reduce-scatter"].count, found["reduce-scatter"].bytes) == (1, 4 * 4 * 4 * 3 / 4)
+    assert (found["collective-permute"].count, found["collective-permute"].bytes) == (1, 16)
+    assert (found["send"].bytes, found["send"].over) == (400, "network")
+    assert {c.over for kind, c in found.items() if kind != "send"} == {"links"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("ENTRY ", "", "ENTRY"),
+        ("direction=LT", "direction=NE", "how often it turns"),
+        ("replica_groups=[2,4]<=[8]", "replica_groups=new(8)", "groups of a collective"),
+    ],
+)
+def test_an_unknown_form_is_refused_and_not_guessed(before, after, says):
+    with pytest.raises(ValueError, match=says):
+        hlo.collectives(TEXT.replace(before, after))
