@@ -52,7 +52,7 @@ def search(
         except ValueError:  # does not divide: not a candidate
             continue
         candidates.append(Candidate(settings=changed, estimated=report.estimated(program, topology)))
-    candidates.sort(key=lambda c: (round(_time(c.estimated), 4), c.estimated.used))
+    candidates.sort(key=lambda c: (float(f"{_time(c.estimated):.3g}"), c.estimated.used))
     n_all = len(candidates)
     tried: list[Candidate] = []
     for candidate in candidates:

@@ -105,12 +105,35 @@ def test_slices_talk_over_the_network_only_along_replica():
 
 
 @needs_libtpu
-def test_suggestions_fit_and_begin_with_the_fastest(tmp_path, capsys):
+def test_suggestions_are_compiled_and_fit(tmp_path, capsys):
     status = cli.main(
         ["compile", TINY, "--topology", "v5e-4", "--suggest", "1", "--workdir", str(tmp_path), *MEDIUM]
     )
     assert status == 0
-    assert "--mesh.replica 1 --mesh.fsdp 4 --mesh.tensor 1 --final.microbatches 1" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    layout = printed.err.strip().removeprefix("compiling ")
+    assert layout.startswith("--mesh.replica") and layout in printed.out
+    suggested = load(TINY, [*MEDIUM, *layout.split()])  # they are options of the command line
+    assert suggested.mesh.replica * suggested.mesh.fsdp * suggested.mesh.tensor == 4
+
+
+def test_suggestions_of_a_large_model_begin_with_the_least_work_that_fits():
+    large = [
+        "--final.model.d_model", "1024", "--final.model.context", "2048", "--final.model.n_heads", "16",
+        "--final.model.n_layers", "24", "--final.model.dtype", "bfloat16",
+        "--final.batch_rows", "256", "--final.tokens", "10000000", "--final.model.loss_chunk", "128",
+    ]  # fmt: skip
+    target = topology.find("h100-8")
+    tried, n_all = suggest.search(
+        load(TINY, large), target, jax.devices(), 50_000, wanted=3, can_compile=False
+    )
+    assert len(tried) == 3 < n_all
+    assert all(c.estimated.fits and c.estimated.how == "estimated" for c in tried)
+    compute = [c.estimated.seconds["compute"] for c in tried]
+    assert max(compute) < 1.1 * min(compute)
+    whole = load(TINY, [*large, "--final.model.remat", "none"])
+    unlimited = report.estimated(make_program("train", whole, make_mesh(config.Mesh()), 50_000), target)
+    assert not unlimited.fits  # so that the search had to leave it out
 
 
 def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys):
@@ -146,11 +169,12 @@ def test_what_is_kept_is_what_remat_and_microbatches_leave():
     assert half == pytest.approx(whole / 2, rel=0.02)
 
 
-def test_kept_of_full_remat_is_the_inputs_of_the_layers():
-    found = kept_for_backward(program("--final.model.remat", "full", "--final.model.loss_chunk", "64"))
-    rows, context, width, layers = 1, 256, 256, 2
-    stream = rows * context * width * 2  # bytes of one layer's input on one device
-    assert layers * stream < found < (layers + 8) * stream  # and what the loss and the last norm keep
+def test_full_remat_keeps_the_input_of_each_layer_and_no_more():
+    two, four = (
+        kept_for_backward(program("--final.model.remat", "full", "--final.model.n_layers", n)) for n in "24"
+    )
+    rows, context, width, size = 1, 256, 256, 2
+    assert four - two == 2 * rows * context * width * size
 
 
 def test_the_least_time_falls_with_chips_and_names_its_cause():
