@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,10 +42,17 @@ class Config(Settings):
     seeds: tuple[int, ...] = (0, 1)
     """Each arm is trained once with each seed."""
     mesh: Mesh = field(default_factory=Mesh, metadata=NEUTRAL)
+    profile: str | None = neutral(None)
+    """Steps FIRST:LAST of every training run that are traced, such as 10:15; the trace is in profile/ of the run's folder
+    and opens in XProf, TensorBoard or Perfetto."""
     metrics: tuple[Literal["tensorboard"], ...] = neutral(("tensorboard",))
     """Where metrics go besides metrics.jsonl."""
 
     def check_values(self) -> None:
+        check(
+            self.profile is None or self.profile_steps is not None,
+            f"profile is {self.profile}: set FIRST:LAST, two steps from 1 on in this order, such as 10:15",
+        )
         check(
             len(self.arms) > 0 and len(set(self.arms)) == len(self.arms),
             f"arms is {self.arms}: name each arm once",
@@ -86,6 +94,13 @@ class Config(Settings):
                 getattr(self.select, name) != value or not {"pruned", "within_domain"} <= set(self.arms),
                 f"select.{name} is {value}, which makes the arms pruned and within_domain the same: leave out one",
             )
+
+    @property
+    def profile_steps(self) -> tuple[int, int] | None:
+        """First and last step of `profile`."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
+        steps = None if found is None else (int(found[1]), int(found[2]))
+        return steps if steps is not None and 1 <= steps[0] <= steps[1] else None
 
     @property
     def signals(self) -> tuple[Signal, ...]:

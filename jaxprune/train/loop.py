@@ -25,6 +25,7 @@ from jaxprune.train.hardware import describe
 from jaxprune.train.learner import LearningStep
 from jaxprune.train.log import Clock, Window
 from jaxprune.train.plan import Plan
+from jaxprune.train.profile import Profile
 from jaxprune.train.step import StepMetrics, TrainState, abstract_optimizer, init_state, make_train_step
 from jaxprune.train.validation import Validation
 
@@ -85,6 +86,7 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
         else:
             stages = plan.stages if mixer is None else (*plan.stages, *mixer.begin(plan.mixing_start))
         loader = Loader(plan.source(stages, feed.rows), step=start)
+        profile = Profile(folder / "profile", plan.profile)
         # 5. The rest of the run.
         try:
             clock = Clock(**position.get("clock", {}))
@@ -146,12 +148,13 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
                 is_mixed=is_mixed,
                 mix=mix,
                 keep_steps=plan.keep_steps,
+                profile=profile,
             )
             if learning is not None:
                 learning.write(folder)
             checkpoints.thin()
         finally:
-            for opened in (loader, mixer, metrics, checkpoints):
+            for opened in (profile, loader, mixer, metrics, checkpoints):
                 if opened is not None:
                     opened.close()
     if mixer is None:
@@ -175,6 +178,7 @@ def train(
     is_mixed: Callable[[int], bool] = lambda step: False,
     mix: Callable[[int], None] = lambda step: None,
     keep_steps: tuple[int, ...] = (),
+    profile: Profile | None = None,
     n_runs: int = 1,
 ) -> None:
     """The loop itself, over the steps after `start`: when to step, to log, to validate, to save, and to stop.
@@ -192,6 +196,7 @@ def train(
       is_mixed: whether the weights change after a step, by its held-out losses.
       mix: changes them.
       keep_steps: saved too.
+      profile: traces some steps.
       n_runs: trained at once.
 
     Raises:
@@ -207,7 +212,11 @@ def train(
         previous: StepMetrics | None = None
         clock.resume()
         for step in range(start + 1, run.steps + 1):
+            if profile is not None:
+                profile.before(step)
             current = advance()
+            if profile is not None:
+                profile.after(step, current)
             # Reading a step's metrics only after the next was dispatched keeps the device busy.
             if previous is not None:
                 note = log(step - 1, previous)

@@ -42,6 +42,7 @@ class Plan:
     seed: int  # of the initial weights and of the order of the rows
     mesh: jax.sharding.Mesh
     backends: tuple[str, ...] = ()
+    profile: tuple[int, int] | None = None  # first and last step of those that are traced
     keep_steps: tuple[int, ...] = ()  # whose parameters stay when the run is finished, beside the last
 
     def write_model(self, folder: Path) -> None:

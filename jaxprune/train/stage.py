@@ -69,6 +69,7 @@ def run(config: Config, workdir: Workdir, name: str, strategy_of: StrategyOf) ->
         seed=seed,
         mesh=make_mesh(config.mesh),
         backends=config.metrics,
+        profile=config.profile_steps,
         keep_steps=keep_steps,
     )
     made_by: dict[str, Any] = {"run": identity(settings), "seed": seed, "weights": list(weights)}
