@@ -16,7 +16,7 @@ from jaxprune import config
 from jaxprune.artifact import StageError
 from jaxprune.data.loader import Loader
 from jaxprune.data.mixture import Stage
-from jaxprune.model import flops, transformer
+from jaxprune.model import attention, flops, transformer
 from jaxprune.progress import meter, say
 from jaxprune.train import layout, stop
 from jaxprune.train.checkpoint import Checkpoints
@@ -133,7 +133,8 @@ def fit(plan: Plan, folder: Path) -> dict[str, Any]:
             if start == 0:
                 say(
                     f"{plan.title}: {flops.n_params(run.model, vocab_size):,} parameters, "
-                    f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, {describe(mesh)}"
+                    f"{run.steps} steps of {run.batch_rows} x {run.model.context} tokens, "
+                    f"{attention.choose(run.model, mesh)} attention, {describe(mesh)}"
                 )
             train(
                 plan.title,
