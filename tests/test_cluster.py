@@ -143,6 +143,52 @@ def test_two_processes_stop_together_and_one_continues_their_training(
             assert line[name] == pytest.approx(other[name], rel=1e-4), name
 
 
+def test_four_processes_are_killed_two_go_on_and_one_ends_what_they_began(
+    start, corpus, trained, tmp_path, capsys
+):
+    """One mesh over 4, 2 and 1 processes: the same rows in every step, and losses to rounding."""
+    options = ["--only", "reference", "--reference.tokens", "8_000", "--reference.checkpoint_every", "1"]
+    alone, workdir = Workdir(tmp_path / "alone"), Workdir(tmp_path / "four")
+    for each in (alone, workdir):
+        each.root.mkdir()
+        (each.root / "prepare").symlink_to(trained.prepare)
+    assert cli.main(["train", *_settings(alone, corpus), *options]) == 0
+    partial = workdir.root / "train" / "reference.partial"
+
+    def begin(processes: int) -> list[subprocess.Popen]:
+        together = ["--processes", str(processes), "--coordinator", _address(), "--timeout", "60", *options]
+        return [
+            start(workdir, 4 // processes, "--process", str(index), *together, command="train")
+            for index in range(processes)
+        ]
+
+    four = begin(4)
+    _wait_for(partial / "checkpoints" / "1", four[0])
+    four[3].send_signal(signal.SIGKILL)
+    said = [process.communicate(timeout=240)[1] for process in four]
+    assert [process.returncode for process in four[:3]] == [1, 1, 1], said
+    assert f"process 3 on {socket.gethostname()} is gone" in said[0]
+    assert "4 processes, 4 devices" in said[0]
+
+    saved = max(int(path.name) for path in (partial / "checkpoints").iterdir() if path.name.isdecimal())
+    two = begin(2)
+    _wait_for(partial / "checkpoints" / str(saved + 1), two[0])
+    two[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=240)[1] for process in two]
+    assert [process.returncode for process in two] == [143, 143], said
+    assert "train reference: continuing after step" in said[0]
+    capsys.readouterr()
+    assert cli.main(["train", *_settings(workdir, corpus), *options]) == 0
+    assert "train reference: continuing after step" in capsys.readouterr().err
+    lines, expected = (metrics.read(w.run("reference") / "metrics.jsonl") for w in (workdir, alone))
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        for name in line.keys() - {"goodput", "tokens_per_s"}:
+            if name.startswith("share/"):
+                assert line[name] == other[name]  # counts of rows that were read
+            assert line[name] == pytest.approx(other[name], rel=1e-4), name
+
+
 def test_a_process_with_another_config_is_named(start, trained, tmp_path):
     workdir = _copy(trained, tmp_path / "other")
     address = _address()
