@@ -42,7 +42,9 @@ METHODS: dict[str, tuple[list[str], float]] = {
     "ado": (["--mix.method", "ado"], 0.0),
     "skillit": (["--mix.method", "skillit", "--swarm.proxy.tokens", "33000", "--swarm.checkpoints", "2"], 0.5),
     "doremi": (["--mix.method", "doremi"], 0.58),
-    "doge": (["--mix.method", "doge", "--swarm.proxy.tokens", "300000"], 0.5 * (1 + 2 * 9) / 3),
+    # Its step is lr / mu: Muon's learning rate here is 40 times that of AdamW, for which mu 0.01 is meant.
+    "doge": (
+        ["--mix.method", "doge", "--swarm.proxy.tokens", "300000", "--mix.doge.mu", "0.4"], 0.5 * (1 + 2 * 9) / 3),
     "doremi, then aioli": (["--mix.method", "aioli", "--mix.prior", "doremi", "--mix.prior_share", "0.5"], 0.58),
 }  # fmt: skip
 
