@@ -74,6 +74,7 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.mix.weights import proportions, staged
     from jaxprune.prune.select import check_rates
 
+    artifact.require(workdir.prepare, "jaxprune prepare CONFIG")
     domains = TokenStore(workdir.prepare / "tokens").domains
     check_rates(config.select, domains)
     if config.mix.offline == "fixed":
@@ -147,6 +148,7 @@ def mix(config: Config, workdir: Workdir) -> None:
     from jaxprune.report import provenance
 
     provenance.read(config, workdir, before="mix")
+    _check_domains(config, workdir)
     if config.mix.learns is not None:
         from jaxprune.mix import learnt
 

@@ -175,7 +175,7 @@ class DoGE(Settings):
     each of swarm.seeds, with a backward pass for each domain."""
 
     mu: float = 0.01
-    """What agreement is divided by; small: sharp."""
+    """What agreement is divided by; small: sharp. Agreement is in units of the learning rate: 0.01 is for AdamW's (5e-4)."""
     smoothing: float = 0.0
     """Share of the weights that is uniform, after each step."""
     clip: float = 5.0

@@ -15,9 +15,9 @@ from jaxprune.scale.report import Report
 from jaxprune.scale.topology import Topology
 
 _TENSOR = (1, 2, 4, 8)
-# Parts of the width on a TPU: of narrower ones than a tile of bfloat16 has rows, its compiler sums whole gradients on every
-# chip instead of scattering them (libtpu 0.0.42, d_model 2048: 128 parts are scattered, 256 are not).
-_LEAST_WIDTH = 16
+# From so many chips on, a TPU's parameters are not cut over all chips of a slice: for a group of all, the compiler sums whole
+# arrays where it would gather or scatter them for two halves (libtpu 0.0.42: v5e-256 and v5p-128, see docs/scale.md).
+_WHOLE_SLICE = 32
 _LEAST_FSDP = 8  # where it could be more, copies of the parameters take its place only down to this
 _NEAR = 1.3  # estimates above this much of the memory are not compiled: the compiler rarely needs less than 1 / 1.3 of them
 
@@ -75,7 +75,7 @@ def layouts(settings: config.Config, topology: Topology) -> Iterator[config.Conf
         if chips % tensor or run.model.kv_heads % tensor:
             continue
         fsdp = chips // tensor
-        while topology.chip.platform == "tpu" and run.model.d_model < _LEAST_WIDTH * fsdp and fsdp % 2 == 0:
+        if topology.chip.platform == "tpu" and tensor == 1 and chips >= _WHOLE_SLICE:
             fsdp //= 2
         while True:
             mesh = config.Mesh(replica=topology.n_chips // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
