@@ -1,4 +1,25 @@
-"""X"""
+"""The pruning paper's smaller pipeline: a 125M reference prunes for a 1B final model (Ankner et al., section 3.1).
+
+    jaxprune run configs/final_1b.py --corpus.sources /data/corpus --workdir /runs/final_1b --mesh.replica 2 --distributed
+
+26 billion tokens for the reference and for each final model (20 a parameter, as the paper), in batches of 512 rows.
+A step has 512 x 2,048 tokens of 9.3 GFLOP each (6 N + 12 L D T): 9.7 PFLOP, and 24,796 steps.
+
+What `jaxprune compile` says of the training step (`~`: estimated, there is no compiler for a GPU that is not here). `products` is
+the time of its matrix products at the chips' peak, `links` that of what a chip sends: the step takes the larger one at least, and
+their sum if neither hides the other. On one H100 such models reach 41 % of the peak (docs/benchmarks.md).
+
+| chips | settings to add | memory a chip | products | links | tokens/s at most |
+|---|---|---|---|---|---|
+| v5e-256 | `--mesh.replica 2` | 5.3 of 15.8 GiB | 0.19 s | 0.052 s | 5,523k |
+| v5p-128 | `--mesh.replica 2` | 18.1 of 95.7 GiB | 0.33 s | 0.018 s | 3,217k |
+| v6e-256 | `--mesh.replica 2` | 5.7 of 31.2 GiB | 0.04 s | 0.026 s | 25,738k |
+| h100-8 | `--final.microbatches 4` | ~ 36.1 of 73.2 GiB | 1.21 s | 0.084 s | 867k |
+| h200-8 | `--final.microbatches 2` | ~ 68.0 of 129.2 GiB | 1.21 s | 0.043 s | 867k |
+| h200-1 | `--final.microbatches 32 --score.batch_tokens 131072` | ~ 53.7 of 129.2 GiB | 9.68 s | 0.000 s | 108k |
+
+Elsewhere leave `--mesh.replica` out or set it to the number of slices or nodes; docs/scale.md says why it is 2 on one TPU slice.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +28,7 @@ from jaxprune.model import presets
 
 
 def config() -> Config:
-    """One"""
+    """1B models, pruned and not, one seed."""
     lion = Optimizer(name="lion", peak_lr=2e-4)
     return Config(
         name="final_1b",

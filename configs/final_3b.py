@@ -1,4 +1,25 @@
-"""X"""
+"""The pruning paper's larger pipeline: a 125M reference prunes for a 3B final model (Ankner et al., section 3.1).
+
+    jaxprune run configs/final_3b.py --corpus.sources /data/corpus --workdir /runs/final_3b --mesh.replica 2 --distributed
+
+26 billion tokens for the reference and 54 billion for each final model (20 a parameter, as the paper), in batches of 512 rows.
+A step has 512 x 2,048 tokens of 18.1 GFLOP each (6 N + 12 L D T): 18.9 PFLOP, and 51,499 steps.
+
+What `jaxprune compile` says of the training step (`~`: estimated, there is no compiler for a GPU that is not here). `products` is
+the time of its matrix products at the chips' peak, `links` that of what a chip sends: the step takes the larger one at least, and
+their sum if neither hides the other. On one H100 such models reach 41 % of the peak (docs/benchmarks.md).
+
+| chips | settings to add | memory a chip | products | links | tokens/s at most |
+|---|---|---|---|---|---|
+| v5e-256 | `--mesh.replica 2` | 8.4 of 15.8 GiB | 0.37 s | 0.127 s | 2,835k |
+| v5p-128 | `--mesh.replica 2` | 28.4 of 95.7 GiB | 0.64 s | 0.036 s | 1,651k |
+| v6e-256 | `--mesh.replica 2` | 8.6 of 31.2 GiB | 0.08 s | 0.068 s | 13,210k |
+| h100-8 | `--final.microbatches 4` | ~ 57.3 of 73.2 GiB | 2.36 s | 0.167 s | 445k |
+| h200-8 | `--final.microbatches 4` | ~ 57.3 of 129.2 GiB | 2.36 s | 0.167 s | 445k |
+| h200-1 | `--final.microbatches 64 --score.batch_tokens 131072` | ~ 67.3 of 129.2 GiB | 18.86 s | 0.000 s | 56k |
+
+Elsewhere leave `--mesh.replica` out or set it to the number of slices or nodes; docs/scale.md says why it is 2 on one TPU slice.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +28,7 @@ from jaxprune.model import presets
 
 
 def config() -> Config:
-    """One"""
+    """3B models, pruned and not, one seed."""
     lion = Optimizer(name="lion", peak_lr=2e-4)
     return Config(
         name="final_3b",

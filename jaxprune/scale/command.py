@@ -153,6 +153,7 @@ def _show(target: Topology, reports: Sequence[Report]) -> None:
     row("a step takes at least", [f"{r.least_seconds:.3g} s" for r in reports])
     for part in ("compute", "memory", "links", "network"):
         row(f"  for {part}", [f"{r.seconds[part]:.3g} s" if r.seconds[part] else "-" for r in reports])
+    row("  if nothing overlaps", [f"{r.serial_seconds:.3g} s" for r in reports])
     row("tokens/s at most", [f"{r.tokens / r.least_seconds:,.0f}" for r in reports])
     row("MFU at most", [f"{r.mfu:.0%}" for r in reports])
     _print(table)

@@ -5,6 +5,7 @@ Dimensions: M microbatches, B rows, S = T + 1 tokens of a row, K domains.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +154,18 @@ def kept_for_backward(program: Program) -> int:
     if key not in _KEPT:
         _KEPT[key] = _trace_kept(program)
     return _KEPT[key]
+
+
+def kept_by_a_layer(program: Program) -> int:
+    """Bytes of `kept_for_backward` that each layer would add if nothing of it were made again."""
+    one, two = (kept_for_backward(_of_layers(program, n_layers)) for n_layers in (1, 2))
+    return two - one
+
+
+def _of_layers(program: Program, n_layers: int) -> Program:
+    model = dataclasses.replace(program.run.model, n_layers=n_layers, remat="none", unroll=1)
+    graphdef, params = transformer.abstract(model, program.vocab_size, program.mesh)
+    return dataclasses.replace(program, graphdef=graphdef, params=params)
 
 
 _KEPT: dict[Any, int] = {}

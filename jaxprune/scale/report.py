@@ -53,6 +53,11 @@ class Report:
         return max(self.seconds.values())
 
     @property
+    def serial_seconds(self) -> float:
+        """Of a step: what all of it takes, if nothing hides behind anything."""
+        return sum(self.seconds.values())
+
+    @property
     def mfu(self) -> float:
         """Model FLOP utilisation at the least time: more than no run can have.
 

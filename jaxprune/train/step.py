@@ -100,9 +100,7 @@ def make_train_step(
         (_, nll_sum_K), grads = gradient(params, tokens_MBS[0], domain_MB[0])
         if n_micro > 1:
             # Behind the first and not beside it, where the compiler would keep the activations of both.
-            first, rest = jax.lax.optimization_barrier(
-                ((grads, nll_sum_K), (tokens_MBS[1:], domain_MB[1:]))
-            )
+            first, rest = jax.lax.optimization_barrier(((grads, nll_sum_K), (tokens_MBS[1:], domain_MB[1:])))
             (grads, nll_sum_K), _ = jax.lax.scan(accumulate, first, rest)
         grads = jax.tree.map(lambda grad: grad / (n_micro * n_rows * (n_tokens - 1)), grads)
         updates, optimizer = transform.update(grads, state.optimizer, params)
