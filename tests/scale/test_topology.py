@@ -50,3 +50,27 @@ def test_peaks_are_those_that_utilisation_is_measured_by(kind, device):
 def test_a_gpu_has_no_compiler_here():
     with pytest.raises(ValueError, match="only libtpu"):
         topology.devices(topology.find("h100-8"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            "JAX TPU support not installed; cannot generate TPU topology.",
+            r"needs libtpu: pip install 'jaxprune\[tpu\]'",
+        ),
+        (
+            "INVALID_ARGUMENT: no such shape\nmore",
+            "libtpu refuses the topology v5e-8: INVALID_ARGUMENT: no such shape$",
+        ),
+    ],
+)
+def test_why_there_is_no_topology_is_said(monkeypatch, raised, says):
+    from jax.experimental import topologies
+
+    def refuse(*arguments, **options):
+        raise RuntimeError(raised)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match=says):
+        topology.devices(topology.find("v5e-8"))
