@@ -151,6 +151,10 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
 def _compile(options: argparse.Namespace, config: Config, workdir: Workdir) -> int:
     from jaxprune.scale import command
 
+    known = ("train", "evaluate", "score", "train-reference")
+    for name in options.only or ():
+        if name not in known:
+            raise ValueError(f"there is no step {name}: name some of {', '.join(known)}")
     return command.run(
         config,
         workdir,
@@ -206,10 +210,11 @@ def _config_of(options: argparse.Namespace, rest: list[str]) -> tuple[str, list[
     """
     if rest and not rest[0].startswith("-"):
         return rest[0], rest[1:]
-    *names, last = getattr(options, "only", None) or [""]
-    if names and last.endswith(".py"):  # --only NAME CONFIG
-        options.only = names
-        return last, rest
+    for option in ("only", "topology"):
+        *names, last = getattr(options, option, None) or [""]
+        if names and last.endswith(".py"):  # --only NAME CONFIG
+            setattr(options, option, names)
+            return last, rest
     raise ValueError(f"there is no CONFIG: write `jaxprune {options.command} CONFIG`, and settings behind it")
 
 
@@ -266,8 +271,6 @@ def _add_compile(commands: Any) -> None:
     command.add_argument(
         "--only",
         nargs="+",
-        default=["train", "evaluate", "score"],
-        choices=("train", "evaluate", "score", "train-reference"),
         metavar="STEP",
         help="of train, evaluate, score and train-reference (default: the first three)",
     )

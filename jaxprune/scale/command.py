@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ def run(
     workdir: Workdir,
     names: Sequence[str],
     *,
-    only: Sequence[str],
+    only: Sequence[str] | None,
     suggest: int,
     file: Path | None,
 ) -> int:
-    """Compiles the programs `only` for each topology, prints what they take, and says whether all fit (0) or not (1).
+    """Compiles the programs `only` (None: train, evaluate and score) for each topology, prints what they take, and says whether all fit (0) or not (1).
 
     `suggest`: how many layouts that fit to look for, instead; 0: none. `file`: where the reports go as JSON too.
 
@@ -37,11 +36,18 @@ def run(
       ValueError: a topology is unknown, its compiler is missing, or the config cannot be laid out on it.
     """
     found = [topology.find(name) for name in names]
+    if only is None:
+        only = ("train", "evaluate", "score") if config.scorers else ("train", "evaluate")
+        if not config.scorers:
+            say(f"score is left out: the config does not know the shape of score.model, {config.score.model}")
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # now, and not when all is compiled
     # Only a TPU's compiler works without one; a GPU's programs are traced on as many CPU devices.
     n_cpus = max([1, *(t.n_chips for t in found if t.chip.platform != "tpu")])
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
+    jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not asked
     if n_cpus > 1:
         with contextlib.suppress(RuntimeError):  # there are devices already: they are counted below
             jax.config.update("jax_num_cpu_devices", n_cpus)

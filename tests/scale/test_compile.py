@@ -143,6 +143,14 @@ def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys):
     assert "estimated" in printed and "compiled" not in printed
 
 
+def test_options_stand_before_the_config_too_and_reports_go_to_a_new_folder(tmp_path, capsys):
+    file = tmp_path / "new" / "reports.json"
+    options = ["--workdir", str(tmp_path), "--json", str(file), "--topology", "h100-8", TINY]
+    assert cli.main(["compile", *options, *MEDIUM, "--score.model", "some/folder"]) == 0
+    assert [report["program"] for report in json.loads(file.read_text())] == ["train", "evaluate"]
+    assert "score is left out" in capsys.readouterr().err
+
+
 def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys):
     def error(*arguments: str) -> str:
         assert cli.main(["compile", TINY, "--workdir", str(tmp_path), *arguments]) == 1
@@ -150,6 +158,7 @@ def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys):
 
     assert "there is no topology v9-1" in error("--topology", "v9-1")
     assert "make it a multiple of microbatches" in error("--topology", "h100-8", "--final.batch_rows", "4")
+    assert "there is no step foo" in error("--topology", "h100-8", "--only", "foo")
     assert "d_model is 36" in error("--topology", "h100-8", "--final.model.d_model", "36")
 
 
