@@ -71,7 +71,7 @@ def _check_scoring(config: Config) -> None:
 
 def _check_domains(config: Config, workdir: Workdir) -> None:
     from jaxprune.data.store import TokenStore
-    from jaxprune.mix.weights import proportions, staged
+    from jaxprune.mix.weights import proportions, stage_starts, staged
     from jaxprune.prune.select import check_rates
 
     artifact.require(workdir.prepare, "jaxprune prepare CONFIG")
@@ -81,6 +81,7 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
         # How many tokens each keeps is not known yet, and fixed weights do not ask.
         proportions(config.mix, dict.fromkeys(domains, 1))
     staged(config.mix, domains)
+    stage_starts(config.mix, config.final.steps)
     if config.mix.is_online:
         # Nor is it known which domains keep a row: the fewest that a strategy has to deal with are all.
         rows = dict.fromkeys(domains, config.final.steps * config.final.batch_rows)

@@ -24,6 +24,7 @@ from jaxprune.mix.online.skillit import graph_of
 from jaxprune.mix.proxies import Pool
 from jaxprune.mix.swarm import Proxy
 from jaxprune.model.sharding import make_mesh
+from jaxprune.progress import say
 from jaxprune.train.learner import LEARNT, Learner
 from jaxprune.train.metrics import read
 from jaxprune.train.plan import Plan
@@ -71,6 +72,12 @@ def weights(
     names = [f"{config.mix.learns}-{seed}" for seed in config.swarm.seeds]
     learnt = [json.loads((workdir.proxy(name) / LEARNT).read_text()) for name in names]
     mean_K = np.mean([one["average"] for one in learnt], axis=0)
+    for name, weight in zip(domains, mean_K, strict=True):
+        if weight == 0:
+            say(
+                f"mix: {name} gets no weight: the proxies had less than a row of it; keep more of its documents, or set "
+                "swarm.simulate_epochs False"
+            )
     history = {name: _history(workdir, name, domains) for name in names}
     return dict(zip(domains, (mean_K / mean_K.sum()).tolist(), strict=True)), {"history": history}
 

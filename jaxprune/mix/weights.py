@@ -125,8 +125,10 @@ def mixtures(
         stages = []
         if config.mix.method == "stages":
             stages = [
-                {"start": round(stage.at * final.steps), "weights": drawable(weights, rows, name, strict)}
-                for stage, weights in zip(config.mix.stages, staged(config.mix, domains), strict=True)
+                {"start": start, "weights": drawable(weights, rows, name, strict)}
+                for start, weights in zip(
+                    stage_starts(config.mix, final.steps), staged(config.mix, domains), strict=True
+                )
             ]
             wanted = _average(stages, final.steps)
         weights = drawable(wanted, rows, name, strict)
@@ -150,6 +152,21 @@ def _online(config: Config, graph: Mapping[str, Any] | None) -> dict[str, Any]:
     from jaxprune.mix.online.make import online  # takes longer to import than most runs of this stage
 
     return online(config.mix, config.final, graph)
+
+
+def stage_starts(mix: Mix, steps: int) -> list[int]:
+    """The first step of each of `mix.stages`.
+
+    Raises:
+      ValueError: of so many steps, two of them begin at the same, or one with the end.
+    """
+    starts = [round(stage.at * steps) for stage in mix.stages]
+    for stage, start, end in zip(mix.stages, starts, [*starts[1:], steps], strict=True):
+        if end <= start:
+            raise ValueError(
+                f"mix.stages: the stage at {stage.at:g} has none of the run's {steps} steps: move it or the next, or train longer"
+            )
+    return starts
 
 
 def staged(mix: Mix, domains: tuple[str, ...]) -> list[dict[str, float]]:
@@ -181,6 +198,8 @@ def unimax(tokens: Mapping[str, int], budget: int, epochs: float) -> dict[str, f
       budget: tokens of the run.
       epochs: most of each domain. Where all domains together have less than the budget, all repeat alike more often.
     """
+    if not any(tokens.values()):
+        return dict.fromkeys(tokens, 1 / len(tokens))  # none has a row, which whoever draws from them says
     left, shares = float(budget), {}
     for place, name in enumerate(sorted(tokens, key=lambda name: tokens[name])):
         shares[name] = min(left / (len(tokens) - place), epochs * tokens[name])

@@ -62,6 +62,12 @@ class Mixer:
         self._nll_K = np.array(saved.get("nll", [0.0] * len(domains)))
         self._tokens_K = np.array(saved.get("tokens", [0.0] * len(domains)))
         self._drawn_K = np.array(saved.get("drawn", [0.0] * len(domains)))
+        self._weighed_K = np.array(
+            saved.get("weighed", [0.0] * len(domains))
+        )  # weights of these steps, summed
+        self._stages: list[list[Any]] = saved.get(
+            "stages", []
+        )  # start and weights: of the step before, and from there on
         self.seconds: float = saved.get("seconds", 0.0)
         """Spent on decisions since the run began, the losses that they need included."""
 
@@ -74,6 +80,8 @@ class Mixer:
             "nll": self._nll_K.tolist(),
             "tokens": self._tokens_K.tolist(),
             "drawn": self._drawn_K.tolist(),
+            "weighed": self._weighed_K.tolist(),
+            "stages": self._stages,
             "seconds": self.seconds,
         }
 
@@ -88,7 +96,7 @@ class Mixer:
         self._start = start
         decision = self._take(lambda: self._strategy.begin(start))
         if decision.until > start:
-            return (self._note(start, start, decision, None, began),)
+            return (self._note(0, start, decision, None, began),)  # before the first step of the run
         return (self.decide(0),) if start == 0 else ()
 
     def observe(self, step: int, metrics: StepMetrics) -> Stage | None:
@@ -99,6 +107,7 @@ class Mixer:
             return None
         self._nll_K += np.asarray(metrics.nll_sum_K, np.float64)
         self._tokens_K += np.asarray(metrics.tokens_K, np.float64)
+        self._weighed_K += next(weights for start, weights in reversed(self._stages) if start < step)
         if not self._is_trained_on or step != self._until or step + 1 >= self._steps:
             return None
         began = time.time()
@@ -117,11 +126,15 @@ class Mixer:
 
     def _ask(self, step: int, start: int, loss_K: np.ndarray, began: float) -> Stage:
         seen = Observation(
-            step=step, loss_K=loss_K, tokens_K=self._tokens_K.copy(), drawn_K=self._drawn_K.copy()
+            step=step,
+            loss_K=loss_K,
+            tokens_K=self._tokens_K.copy(),
+            drawn_K=self._drawn_K.copy(),
+            weights_K=self._weighed_K / max(self._weighed_K.sum(), 1.0),
         )
         decision = self._take(lambda: self._strategy.update(self._state, seen))
         assert decision.until > step, "a strategy that has seen the losses decides on at least one step"
-        self._nll_K[:], self._tokens_K[:] = 0.0, 0.0
+        self._nll_K[:], self._tokens_K[:], self._weighed_K[:] = 0.0, 0.0, 0.0
         return self._note(step, start, decision, seen, began)
 
     def _take(self, decide: Callable[[], tuple[State, Decision]]) -> Decision:
@@ -144,6 +157,7 @@ class Mixer:
         self, step: int, start: int, decision: Decision, seen: Observation | None, began: float
     ) -> Stage:
         stage = Stage(start=start, weights=tuple(decision.weights_K))
+        self._stages = [*self._stages[-1:], [start, list(stage.weights)]]
         seconds = time.time() - began
         self.seconds += seconds
         if self._lines is not None:

@@ -36,6 +36,8 @@ class Observation:
     """Training tokens of each domain since the last decision."""
     drawn_K: np.ndarray
     """Training tokens of each domain since the run began."""
+    weights_K: np.ndarray
+    """Proportions that `tokens_K` were drawn in, the mean over their steps: as decided, or as they were cut to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,6 +231,17 @@ def test_the_best_proxies_mixture_is_that_of_the_least_loss_over_seeds(workdir):
     assert run["found"] == pytest.approx({"loss": 3.05, "mixtures": 2, "runs": 4})
 
 
+def test_stages_that_begin_together_or_with_the_end_are_refused():
+    for at, says in (((0.0, 0.01), "the stage at 0 has none"), ((0.0, 0.99), "the stage at 0.99 has none")):
+        stages = tuple(MixStage(at=share, weights={"books": 1.0}) for share in at)
+        with pytest.raises(ValueError, match=says):
+            weights.stage_starts(Mix(method="stages", stages=stages), 20)
+
+
+def test_unimax_without_a_row_leaves_the_message_to_whoever_draws():
+    assert weights.unimax({"books": 0, "code": 0}, 100, 4.0) == {"books": 0.5, "code": 0.5}
+
+
 def test_an_online_strategy_is_told_in_the_mixture_and_begins_after_the_prior(workdir, capsys):
     mix = Mix(method="aioli", prior="natural", prior_share=0.2, max_epochs=1.0)
     weights.run(replace(config_of(mix=mix), arms=("none",)), workdir)

@@ -10,7 +10,10 @@ from conftest import DOMAINS
 
 from jaxprune import config
 from jaxprune.data.mixture import Stage
+from jaxprune.mix.online.ado import Ado
 from jaxprune.mix.online.aioli import Aioli
+from jaxprune.mix.online.odm import Odm
+from jaxprune.mix.online.skillit import SkillIt
 from jaxprune.model.sharding import make_mesh
 from jaxprune.train.checkpoint import load_params
 from jaxprune.train.log import Log
@@ -43,11 +46,14 @@ class Worst(Strategy):
         return {"seen": []}, Decision(weights_K=np.full(3, 1 / 3), until=step + self.every)
 
     def update(self, state, seen):
-        state = {"seen": [*state["seen"], [seen.step, seen.tokens_K.tolist(), seen.loss_K.tolist()]]}
+        told = [seen.step, seen.tokens_K.tolist(), seen.loss_K.tolist(), seen.weights_K.tolist()]
+        state = {"seen": [*state["seen"], told]}
         weights_K = np.full(3, 0.1)
         weights_K[np.nanargmax(seen.loss_K)] = 0.8
         return state, Decision(
-            weights_K=weights_K, until=seen.step + self.every, record={"n": len(state["seen"])}
+            weights_K=weights_K,
+            until=seen.step + self.every,
+            record={"n": len(state["seen"]), "told": told[-1]},
         )
 
 
@@ -75,7 +81,19 @@ def _is_same(left, right):
     assert left[1:] == right[1:]
 
 
-@pytest.mark.parametrize(("strategy", "start"), [(AIOLI, 0), (AIOLI, 5), (Worst(), 0), (Worst(every=1), 3)])
+GRAPH_KK = ((0.5, 0.1, 0.2), (0.1, 0.4, 0.0), (0.3, 0.0, 0.6))
+MEMBERS = [
+    Odm(initial_K=(0.2, 0.3, 0.5)),
+    Ado(prior_K=(0.2, 0.3, 0.5), steps=24, refit=4),
+    SkillIt(graph_KK=GRAPH_KK, steps=24, rounds=3),
+]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "start"),
+    [(AIOLI, 0), (AIOLI, 5), (Worst(), 0), (Worst(every=1), 3), *[(member, 10) for member in MEMBERS]],
+    ids=lambda value: type(value).__name__ if isinstance(value, Strategy) else str(value),
+)
 def test_a_run_that_is_killed_anywhere_ends_as_one_that_was_not(
     make_plan, tmp_path, monkeypatch, strategy, start
 ):
@@ -126,6 +144,10 @@ def test_decisions_hold_from_their_step_and_rows_are_counted(make_plan, tmp_path
         for before, line in itertools.pairwise(history):
             drawn_K = source.cursors(line["step"]) - source.cursors(before["step"])
             assert list(line["shares"].values()) == pytest.approx((drawn_K / drawn_K.sum()).tolist())
+            if "told" in line:
+                steps = range(before["step"], line["step"])
+                drew_K = np.mean([source.schedule.weights(step) for step in steps], axis=0)
+                assert line["told"] == pytest.approx(drew_K.tolist())
 
 
 def test_a_strategy_is_told_the_losses_of_the_run(make_plan, tmp_path):

@@ -69,7 +69,8 @@ class Ado(Strategy):
 
     def update(self, state: State, seen: Observation) -> tuple[State, Decision]:
         share_K = seen.tokens_K / seen.tokens_K.sum()
-        state = recorded(state, float(seen.tokens_K.sum()), seen.loss_K)
+        # Of the whole run: the laws hold from its first token on, also where a prior part came first.
+        state = recorded(state, float(seen.drawn_K.sum()), seen.loss_K)
         drawn_K = self.history * np.array(state["drawn"]) + (1 - self.history) * share_K
         state = state | {"drawn": drawn_K.tolist(), "t": state["t"] + 1}
         record = {}
@@ -82,7 +83,7 @@ class Ado(Strategy):
             laws_KP = np.array([law or [np.nan] * 3 for law in state["laws"]])
             rho_K = self.preferred(laws_KP, state["n"], drawn_K)
             weights_K = self.policy * rho_K + (1 - self.policy) * np.array(state["average"])
-            state["average"] = averaged(np.array(state["average"]), rho_K, state["t"]).tolist()
+            state["average"] = averaged(np.array(state["average"]), rho_K, state["t"] - 1).tolist()
         return state, Decision(weights_K=weights_K, until=seen.step + self.every, record=record)
 
     def preferred(self, laws_KP: np.ndarray, n: float, drawn_K: np.ndarray) -> np.ndarray:
@@ -93,12 +94,12 @@ class Ado(Strategy):
         return at_least(rho_K / rho_K.sum(), self.least)
 
 
-def recorded(state: State, tokens: float, loss_K: np.ndarray) -> State:
-    """The state with one more point of the history, which is bounded: points become wider where there are too many.
+def recorded(state: State, n: float, loss_K: np.ndarray) -> State:
+    """The state with one more point, after n tokens, of the history, which is bounded: points become wider
+    where there are too many.
 
     A point is [n, how many decisions it is of, the mean loss of each domain or None].
     """
-    n = state["n"] + tokens
     points = [list(point) for point in state["points"]]
     loss = [None if np.isnan(value) else float(value) for value in loss_K]
     if points and points[-1][1] < state["width"]:

@@ -49,6 +49,7 @@ class Bounded(Strategy):
             loss_K=seen.loss_K[mixed_K],
             tokens_K=seen.tokens_K[mixed_K],
             drawn_K=seen.drawn_K[mixed_K],
+            weights_K=seen.weights_K[mixed_K],
         )
         inner, decision = self.inner.update(state["inner"], own)
         lag = 1 if self.signal == "training" else 0

@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
 from jaxprune.data.mixture import MixtureSource
-from jaxprune.mix.online.doremi import HeldStep, restored, smoothed
+from jaxprune.mix.online.doremi import HeldStep, raised, restored, smoothed
 from jaxprune.model.loss import next_token_nll
 from jaxprune.train.feed import Feed
 from jaxprune.train.learner import Learner, LearningStep
@@ -74,7 +74,7 @@ def alignment_with(inner_K: jax.Array, norm_K: jax.Array, lr: jax.Array) -> jax.
 def moved(learnt: Learnt, aligned_K: jax.Array, lr: jax.Array, *, mu: float, smoothing: float) -> Learnt:
     """The weights after a batch, and their average. What has no weight gets none."""
     score_K = jnp.clip(aligned_K, 0.0, _MOST * lr)
-    weights_K = smoothed(jax.nn.softmax(jnp.log(learnt.weights_K) + score_K / mu), smoothing)
+    weights_K = smoothed(raised(learnt.weights_K, score_K / mu), smoothing)
     count = learnt.count + 1
     return Learnt(weights_K, learnt.average_K + (weights_K - learnt.average_K) / count, count)
 

@@ -37,6 +37,9 @@ from jaxprune.train.step import StepMetrics, TrainState
 Form = Literal["paper", "mean"]
 
 
+_LEAST = 1e-30  # above what float32 rounds to 0
+
+
 class Learnt(NamedTuple):
     """What the proxy has learnt."""
 
@@ -67,11 +70,16 @@ def scored(
 
 def moved(learnt: Learnt, score_K: jax.Array, *, eta: float, smoothing: float) -> Learnt:
     """The weights after a batch, and their average. What has no weight gets none."""
-    raised_K = jax.nn.softmax(jnp.log(learnt.weights_K) + eta * score_K)
-    weights_K = smoothed(raised_K, smoothing)
+    weights_K = smoothed(raised(learnt.weights_K, eta * score_K), smoothing)
     count = learnt.count + 1
     average_K = learnt.average_K + (weights_K - learnt.average_K) / count
     return Learnt(score_K, weights_K, average_K, count)
+
+
+def raised(weights_K: jax.Array, gain_K: jax.Array) -> jax.Array:
+    """w exp(gain), divided by its sum: 0 only for what had no weight, so that what has lost can win again."""
+    raised_K = jax.nn.softmax(jnp.log(weights_K) + gain_K)
+    return jnp.where(weights_K > 0, jnp.maximum(raised_K, _LEAST), 0.0)
 
 
 def smoothed(weights_K: jax.Array, smoothing: float) -> jax.Array:

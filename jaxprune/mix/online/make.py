@@ -47,15 +47,26 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
             "final.model.context"
         )
     step_tokens = run.batch_rows * run.model.context
+    if start >= run.steps:
+        raise ValueError(
+            f"mix.prior_share is {mix.prior_share:g} and leaves {mix.method} none of {run.steps} steps: lower it, or train longer"
+        )
+    before = tuple(weight * start * step_tokens for weight in mixture["weights"].values())
     limits = None
     if mix.max_epochs is not None:
         limits = tuple(mix.max_epochs * n * run.model.context for n in rows.values())
-        check_supply(mix.max_epochs, sum(limits), run.trained_tokens)
+        check_supply(mix.max_epochs, sum(map(max, limits, before)), run.trained_tokens)
+        for name, limit, drawn in zip(rows, limits, before, strict=True):
+            if drawn > limit > 0:
+                raise ValueError(
+                    f"mix.prior draws {name} {mix.max_epochs * drawn / limit:.2g} times over before {mix.method} begins, and "
+                    f"mix.max_epochs is {mix.max_epochs:g}: lower mix.prior_share, or keep more of its documents"
+                )
     bounded = Bounded(
         inner=_MAKE[mix.method](mix, run, mixture, domains, seed),
         mixed_K=tuple(n > 0 for n in rows.values()),
         limit_K=limits,
-        before_K=tuple(weight * start * step_tokens for weight in mixture["weights"].values()),
+        before_K=before,
         steps=run.steps,
         step_tokens=step_tokens,
     )

@@ -42,23 +42,14 @@ class Odm(Strategy):
     solve: ClassVar[str] = "exponential weights with exploration (EXP3)"
 
     def begin(self, step: int) -> tuple[State, Decision]:
-        initial = list(self.initial_K)
-        state = {"t": 0, "reward": [0.0] * len(initial), "weights": initial, "before": initial}
+        state = {"t": 0, "reward": [0.0] * len(self.initial_K)}
         return state, Decision(weights_K=np.array(self.initial_K), until=step + max(self.every, self.warmup))
 
     def update(self, state: State, seen: Observation) -> tuple[State, Decision]:
-        now_K, before_K, t = np.array(state["weights"]), np.array(state["before"]), state["t"] + 1
-        # A decision holds from the step after the next: the first step of these was drawn by the one before it.
-        drawn_by_K = now_K + (before_K - now_K) / self.every
-        reward_K = rewarded(np.array(state["reward"]), seen.loss_K, drawn_by_K, self.alpha, self.form)
+        t = state["t"] + 1
+        reward_K = rewarded(np.array(state["reward"]), seen.loss_K, seen.weights_K, self.alpha, self.form)
         weights_K = played(reward_K, t, self.form)
-        after = {
-            "t": t,
-            "reward": reward_K.tolist(),
-            "weights": weights_K.tolist(),
-            "before": state["weights"],
-        }
-        return after, Decision(
+        return {"t": t, "reward": reward_K.tolist()}, Decision(
             weights_K=weights_K, until=seen.step + self.every, record={"reward": reward_K.tolist()}
         )
 

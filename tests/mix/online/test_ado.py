@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune.mix.online.ado import Ado, at_least, averaged, fitted, recorded
+from jaxprune.mix.online.ado import Ado, at_least, fitted, recorded
 from jaxprune.train.strategy import Observation
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "ado.json").read_text())
@@ -30,22 +30,48 @@ def test_it_has_the_numbers_of_the_released_code_with_the_same_laws():
         floor=given["alpha_floor"],
         least=given["min_prob"],
     )
-    laws_KP = np.array(given["fitted_params"])
-    average_K = drawn_K = np.array(strategy.prior_K)
-    checked = 0
+    state, _ = strategy.begin(0)
+    checked, drawn_K = 0, np.zeros(4)
     for golden in GOLDEN["steps"]:
-        share_K = np.bincount(golden["task_ids"], minlength=4) / len(golden["task_ids"])
-        drawn_K = strategy.history * drawn_K + (1 - strategy.history) * share_K
-        np.testing.assert_allclose(drawn_K, golden["p_history"], atol=1e-9)
+        tokens_K = np.bincount(golden["task_ids"], minlength=4).astype(float)
+        if golden["dist"] is not None:  # as after a fit; n in their samples
+            state["laws"] = given["fitted_params"]
+            drawn_K = tokens_K * (golden["n_seen"][0] / tokens_K.sum())
+        observation = Observation(
+            step=golden["itr"], loss_K=np.ones(4), tokens_K=tokens_K, drawn_K=drawn_K, weights_K=tokens_K
+        )
+        state, decision = strategy.update(state, observation)
+        np.testing.assert_allclose(state["drawn"], golden["p_history"], atol=1e-9)
         if golden["dist"] is None:
             continue
-        rho_K = strategy.preferred(laws_KP, golden["n_seen"][0], drawn_K)
-        weights_K = strategy.policy * rho_K + (1 - strategy.policy) * average_K
-        average_K = averaged(average_K, rho_K, golden["itr"])
-        np.testing.assert_allclose(weights_K, golden["dist"], atol=1e-9)
-        np.testing.assert_allclose(average_K, golden["p_avg"], atol=1e-9)
+        np.testing.assert_allclose(decision.weights_K, golden["dist"], atol=1e-9)
+        np.testing.assert_allclose(state["average"], golden["p_avg"], atol=1e-9)
         checked += 1
     assert checked > 5
+
+
+@pytest.mark.parametrize("start", [0, 300, 700])
+def test_laws_hold_from_the_first_token_of_the_run_on_also_after_a_prior_part(start):
+    strategy = Ado(prior_K=(0.5, 0.5), steps=1000, refit=200)
+    state, decision = strategy.begin(start)
+    floor_K, alpha_K = np.array([2.0, 1.0]), np.array([0.5, 0.25])
+    drawn_K = np.full(2, 500.0 * start)
+    while decision.until < 1000:
+        tokens_K = 1000 * decision.weights_K
+        drawn_K = drawn_K + tokens_K
+        n = drawn_K.sum()
+        observation = Observation(
+            step=decision.until,
+            loss_K=floor_K + 40 * n**-alpha_K,
+            tokens_K=tokens_K,
+            drawn_K=drawn_K,
+            weights_K=decision.weights_K,
+        )
+        state, decision = strategy.update(state, observation)
+    fitted_at = state["fit_at"] - 200
+    n = 1000.0 * fitted_at
+    true_K = alpha_K * 40 * n ** (-alpha_K - 1)
+    np.testing.assert_allclose(_slope_K(state["laws"], n), true_K, rtol=0.25)
 
 
 LAWS = np.array([[4.0, 0.5, 0.3], [3.0, 0.9, 0.2], [5.0, 0.2, 0.45]])
@@ -88,7 +114,11 @@ def test_too_few_decisions_before_the_first_fit_leave_the_prior():
     state, decision = strategy.begin(0)
     for loss in (3.0, 2.9, 2.8):
         seen = Observation(
-            step=decision.until, loss_K=np.full(3, loss), tokens_K=np.ones(3), drawn_K=np.ones(3)
+            step=decision.until,
+            loss_K=np.full(3, loss),
+            tokens_K=np.ones(3),
+            drawn_K=np.ones(3) * decision.until,
+            weights_K=np.ones(3) / 3,
         )
         state, decision = strategy.update(state, seen)
         assert state["laws"] == [None] * 3
@@ -107,7 +137,13 @@ def test_it_draws_by_the_prior_until_it_can_fit_and_then_where_the_loss_falls():
         loss_K = _planted(n, rng, 0.01)
         if rng.random() < 0.2:
             loss_K[2] = np.nan
-        observation = Observation(step=decision.until, loss_K=loss_K, tokens_K=tokens_K, drawn_K=drawn_K)
+        observation = Observation(
+            step=decision.until,
+            loss_K=loss_K,
+            tokens_K=tokens_K,
+            drawn_K=drawn_K,
+            weights_K=decision.weights_K,
+        )
         state, decision = strategy.update(json.loads(json.dumps(state)), observation)
         assert decision.weights_K.sum() == pytest.approx(1) and (decision.weights_K > 0).all()
         if observation.step < 100:
@@ -120,7 +156,7 @@ def test_it_draws_by_the_prior_until_it_can_fit_and_then_where_the_loss_falls():
 def test_the_history_is_bounded_and_keeps_its_means():
     state = {"n": 0.0, "points": [], "width": 1}
     for step in range(5000):
-        state = recorded(state, 10.0, np.array([step, np.nan, 1.0]))
+        state = recorded(state, state["n"] + 10.0, np.array([step, np.nan, 1.0]))
     points = state["points"]
     assert len(points) <= 1024 and state["n"] == 50_000
     sizes = np.array([size for _, size, _ in points])

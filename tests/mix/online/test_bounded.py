@@ -51,6 +51,7 @@ def _drawn(bounded, lag):
             loss_K=np.ones(4),
             tokens_K=(schedule.cursors(step) - schedule.cursors(step - 5)).astype(float),
             drawn_K=schedule.cursors(step).astype(float),
+            weights_K=np.array(schedule.weights(step - 1)),
         )
         state, decision = bounded.update(json.loads(json.dumps(state)), seen)
         schedule = schedule.append(Stage(start=step + lag, weights=tuple(decision.weights_K)))

@@ -69,6 +69,15 @@ def test_the_other_form_has_the_numbers_of_aiolis_baseline(case):
         np.testing.assert_allclose(learnt.average_K, golden["avg_dw"], atol=ATOL)
 
 
+def test_what_has_lost_all_can_win_again():
+    """exp(-120) is 0 in float32, and logarithms do not come back from it."""
+    learnt = began((True, True, True), "paper", 0.0)
+    for score_K, smoothing in (([0.0, 12.0, 1.0], 0.0), ([12.0, 0.0, 1.0], 0.0), ([12.0, 0.0, 1.0], 1e-3)):
+        learnt = moved(learnt, jnp.array(score_K), eta=10.0, smoothing=smoothing)
+    weights_K = np.asarray(learnt.weights_K)
+    assert weights_K[0] > 0.99 and weights_K[1] == pytest.approx(1e-3 / 3, rel=1e-3)
+
+
 def test_a_domain_that_cannot_be_drawn_from_never_gets_a_weight():
     learnt = began((True, False, True), "paper", 4.0)
     for _ in range(3):

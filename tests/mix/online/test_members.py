@@ -32,7 +32,13 @@ def _weights(strategy, losses, order, through_json=False):
     while decision.until < STEPS:
         loss_K = losses[decision.until][order]
         tokens_K = np.where(np.isnan(loss_K), 0.0, 100 * PRIOR_K[order])
-        seen = Observation(step=decision.until, loss_K=loss_K, tokens_K=tokens_K, drawn_K=tokens_K)
+        seen = Observation(
+            step=decision.until,
+            loss_K=loss_K,
+            tokens_K=tokens_K,
+            drawn_K=tokens_K,
+            weights_K=decision.weights_K,
+        )
         if through_json:
             state = json.loads(json.dumps(state, allow_nan=False))
         before = json.dumps(state)

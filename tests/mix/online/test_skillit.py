@@ -35,7 +35,11 @@ def test_weights_change_once_a_round_by_the_last_losses():
         seen.append(rng.uniform(1, 3, 3))
         before_K = decision.weights_K
         observation = Observation(
-            step=decision.until, loss_K=seen[-1], tokens_K=np.ones(3), drawn_K=np.ones(3)
+            step=decision.until,
+            loss_K=seen[-1],
+            tokens_K=np.ones(3),
+            drawn_K=np.ones(3),
+            weights_K=before_K,
         )
         state, decision = strategy.update(json.loads(json.dumps(state)), observation)
         if len(seen) % 2:
