@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 # Lower numbers must not import higher ones; equal ones are the same part, or strangers.
 LEVELS = {
     "__init__": 0, "progress": 1, "allocator": 1, "config": 1, "channel": 2, "cluster": 2, "artifact": 3, "settings": 3, "data": 4, "model": 4, "train": 5,
-    "prune": 6, "mix": 7, "evaluate": 8, "report": 9, "pipeline": 10, "doctor": 10, "cli": 11,
+    "prune": 6, "scale": 6, "mix": 7, "evaluate": 8, "report": 9, "pipeline": 10, "doctor": 10, "cli": 11,
 }  # fmt: skip
 WITHOUT_A_MODEL = (
     "select", "bands", "cuts", "intersection", "criteria", "shards", "texts",
