@@ -215,6 +215,9 @@ def test_online_mixing_is_one_setting_and_shows_what_it_drew(corpus, tmp_path, c
     assert "none-0: up to date" in capsys.readouterr().err
     assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--mix.aioli.rounds", "1000"]) == 1
     assert "lower mix.aioli.sweeps" in capsys.readouterr().err  # before anything is made
+    assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--strategy", "odm"]) == 0
+    decided = json.loads((workdir.mix / "weights.json").read_text())["none-0"]["online"]
+    assert decided["strategy"] == "odm"
     assert cli.main(_command(workdir.root, corpus, *aioli, "--mix.aioli.eta", "0.3")) == 0
     assert "none-0: up to date" not in capsys.readouterr().err
 
