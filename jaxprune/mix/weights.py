@@ -161,7 +161,7 @@ def stage_starts(mix: Mix, steps: int) -> list[int]:
       ValueError: of so many steps, two of them begin at the same, or one with the end.
     """
     starts = [round(stage.at * steps) for stage in mix.stages]
-    for stage, start, end in zip(mix.stages, starts, [*starts[1:], steps], strict=True):
+    for stage, start, end in zip(mix.stages, starts, [*starts[1:], steps], strict=False):
         if end <= start:
             raise ValueError(
                 f"mix.stages: the stage at {stage.at:g} has none of the run's {steps} steps: move it or the next, or train longer"

@@ -238,6 +238,10 @@ def test_stages_that_begin_together_or_with_the_end_are_refused():
             weights.stage_starts(Mix(method="stages", stages=stages), 20)
 
 
+def test_a_run_without_stages_has_no_starts():
+    assert weights.stage_starts(Mix(), 20) == []
+
+
 def test_unimax_without_a_row_leaves_the_message_to_whoever_draws():
     assert weights.unimax({"books": 0, "code": 0}, 100, 4.0) == {"books": 0.5, "code": 0.5}
 
