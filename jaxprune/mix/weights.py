@@ -53,7 +53,11 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         selections = json.loads((workdir.select / "summary.json").read_text())
         runs = mixtures(config, selections, store.domains, finder(config, workdir, store), graph)
         if config.mix.is_online:
-            say(f"mix: {config.mix.method} decides while the final runs are trained")
+            from jaxprune.mix.online.make import view  # takes longer to import than most runs of this stage
+
+            say(
+                f"mix: {config.mix.method} decides while the final runs are trained ({view(config.mix.method)})"
+            )
         else:
             for name, run in runs.items():
                 check_epochs(run["epochs"], config.mix.max_epochs, name)
@@ -149,7 +153,7 @@ def mixtures(
 
 
 def _online(config: Config, graph: Mapping[str, Any] | None) -> dict[str, Any]:
-    from jaxprune.mix.online.make import online  # takes longer to import than most runs of this stage
+    from jaxprune.mix.online.make import online
 
     return online(config.mix, config.final, graph)
 

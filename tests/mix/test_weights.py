@@ -259,4 +259,6 @@ def test_an_online_strategy_is_told_in_the_mixture_and_begins_after_the_prior(wo
         "rows": 4,
         "max_epochs": 1.0,
     }
-    assert "aioli decides while the final runs are trained" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "aioli decides while the final runs are trained (law: linear dynamic; A: explains what" in said
+    assert "p: exponentiated gradient)" in said

@@ -74,6 +74,12 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
     return bounded
 
 
+def view(method: str) -> str:
+    """A strategy inside the linear mixing framework of Aioli (section 3): its law, its estimate of A, and how p is solved."""
+    member = _MEMBERS[method]
+    return f"law: {member.law}; A: {member.estimate.removeprefix('A ')}; p: {member.solve}"
+
+
 def online(mix: Mix, run: Run, graph: Mapping[str, Any] | None) -> dict[str, Any]:
     """What decides the weights of a final run while it is trained, but for its documents and its seed: plain JSON data."""
     return {
@@ -154,4 +160,5 @@ def by_domain(setting: str, given: Mapping[str, float], domains: tuple[str, ...]
     return tuple(given.get(name, 0.0) for name in domains)
 
 
+_MEMBERS: dict[str, type[Strategy]] = {"aioli": Aioli, "skillit": SkillIt, "odm": Odm, "ado": Ado}
 _MAKE: dict[str, Make] = {"aioli": _aioli, "skillit": _skillit, "odm": _odm, "ado": _ado}
