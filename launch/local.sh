@@ -33,14 +33,14 @@ fi
 
 logs=${LOGS:-launch-logs}
 port=${PORT:-$((20000 + RANDOM % 20000))}
-environment=()
+environment=() # empty arrays are written so that bash before 4.4 (macOS) takes them
 if [[ -n $devices ]]; then
   # Fake devices: XLA cuts the CPU into N, whose collectives and layouts are those of N chips.
   environment=(env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices")
 fi
 
 command_of() { # process number -> the array `command`
-  command=("${environment[@]}" jaxprune "${arguments[@]}")
+  command=(${environment[@]+"${environment[@]}"} jaxprune "${arguments[@]}")
   if ((processes > 1)); then
     command+=(--processes "$processes" --process "$1" --coordinator "127.0.0.1:$port")
   fi
@@ -69,14 +69,14 @@ fi
 command_of 0
 "${command[@]}" &
 first=$!
-trap 'kill -TERM "$first" "${others[@]}" 2>/dev/null || true' TERM INT
+trap 'kill -TERM "$first" ${others[@]+"${others[@]}"} 2>/dev/null || true' TERM INT
 status=0
 wait "$first" || status=$?
 while kill -0 "$first" 2>/dev/null; do # the wait was interrupted by the trap
   status=0
   wait "$first" || status=$?
 done
-for other in "${others[@]}"; do
+for other in ${others[@]+"${others[@]}"}; do
   wait "$other" || true # process 0 has said what was wrong
 done
 exit "$status"

@@ -68,7 +68,7 @@ state() { # of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ..
 
 create() {
   do_ gcloud compute tpus queued-resources create "$TPU" "${where[@]}" --node-id "$TPU" \
-    --accelerator-type "$TYPE" --runtime-version "${VERSION:-$usual}" "${pricing[@]}"
+    --accelerator-type "$TYPE" --runtime-version "${VERSION:-$usual}" ${pricing[@]+"${pricing[@]}"}
 }
 
 delete() {
