@@ -11,9 +11,8 @@ from jaxprune.data.schedule import Schedule, Stage
 from jaxprune.mix.online.aioli import Aioli, explained, normalised, solved, told_apart, told_apart_by_own
 from jaxprune.train.strategy import Observation
 
-CASES = json.loads((Path(__file__).parents[2] / "golden" / "online_mixing" / "aioli.json").read_text())[
-    "cases"
-]
+GOLDEN = Path(__file__).parents[2] / "golden" / "online_mixing"
+CASES = json.loads((GOLDEN / "aioli.json").read_text())["cases"]
 
 
 def _seen(step, loss_K, tokens_K) -> Observation:
@@ -284,6 +283,24 @@ def test_seven_domains_and_eight_rows_still_draw_what_segments_ask_for():
     assert np.sum(drawn_SK, axis=1).tolist() == [80] * 14
     assert np.abs(np.array(drawn_SK) - intended_SK).max() < 2
     assert np.abs(np.sum(drawn_SK, axis=0) - np.sum(intended_SK, axis=0)).max() < 2
+
+
+@pytest.mark.parametrize(
+    "case",
+    json.loads((GOLDEN / "lp_batch_composition.json").read_text())["cases"],
+    ids=lambda case: f"m{case['m']}-{case['target']}",
+)
+def test_segments_are_drawn_as_meant_where_the_authors_loader_does_and_where_it_does_not(case):
+    nominal_K, batch, steps = np.array(case["nominal_mixture"]), case["batch_size"], case["lp_steps"]
+    schedule = Schedule([Stage(start=0, weights=tuple(nominal_K))], n_domains=case["m"], batch_rows=batch)
+    drawn_K = schedule.cursors(steps)
+    assert drawn_K.sum() == batch * steps
+    assert np.abs(drawn_K - nominal_K * batch * steps).max() < 1
+    if case["m"] <= 3:
+        assert drawn_K.tolist() == case["samples_delivered"]
+    else:
+        theirs_K = np.array(case["samples_delivered"])
+        assert np.abs(theirs_K / theirs_K.sum() - nominal_K).max() > 0.1
 
 
 def test_segments_that_fill_the_round_go_over_into_the_next():
