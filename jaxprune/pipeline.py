@@ -8,6 +8,7 @@ Of several processes (cluster.py) all work on the stages with a model; the other
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,8 @@ def _check_domains(config: Config, workdir: Workdir) -> None:
     staged(config.mix, domains)
     stage_starts(config.mix, config.final.steps)
     if config.mix.is_online:
-        # Nor is it known which domains keep a row: the fewest that a strategy has to deal with are all.
+        # Nor is it known which domains keep a row, and how many: all have enough, whatever mix.max_epochs says of them.
+        config = replace(config, mix=replace(config.mix, max_epochs=None))
         rows = dict.fromkeys(domains, config.final.steps * config.final.batch_rows)
         from jaxprune.mix.online.make import online
 

@@ -34,7 +34,7 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
       ValueError: the strategy does not fit the run or its domains.
     """
     decided = mixture["online"]
-    if decided != online(mix, run, decided.get("graph")):
+    if mix.method not in _MAKE or decided != online(mix, run, decided.get("graph")):
         raise StageError(
             f"the stage mix was run with other settings (of {decided['strategy']}): run `jaxprune mix CONFIG` with these, and "
             "then this command"
@@ -133,6 +133,12 @@ def _odm(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...
 
 
 def _ado(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    dynamic = run.steps - mixture["online"]["start"]
+    if mix.ado.refit >= dynamic:
+        raise ValueError(
+            f"mix.ado.refit is {mix.ado.refit}, and ado decides on {dynamic} steps: no law would be fitted and the weights stay "
+            "those of the prior; lower it, or train longer"
+        )
     return Ado(**_of(mix.ado), prior_K=_prior(mixture, domains), steps=run.steps)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxprune.config import Mix, Model, Run
+from jaxprune.artifact import StageError
+from jaxprune.config import Ado, Mix, Model, Run
 from jaxprune.mix.online.bounded import Bounded
 from jaxprune.mix.online.make import online, strategy
 from jaxprune.mix.online.skillit import SkillIt
@@ -23,7 +24,7 @@ def made(mix: Mix, graph=None) -> Bounded:
 
 @pytest.mark.parametrize("method", ["aioli", "odm", "ado"])
 def test_domains_without_a_row_are_not_the_strategys(method):
-    mix = Mix(method=method, prior="natural", prior_share=0.1)
+    mix = Mix(method=method, prior="natural", prior_share=0.1, ado=Ado(refit=100))
     found = made(mix)
     assert found.mixed_K == (True, False, True)
     _, decision = found.begin(10)
@@ -49,3 +50,18 @@ def test_a_prior_part_may_not_use_up_what_the_cap_allows_nor_all_steps():
         made(Mix(method="odm", prior="natural", prior_share=0.9999))
     with pytest.raises(ValueError, match="in which all domains together give"):
         made(Mix(method="odm", max_epochs=5.0))
+
+
+def test_ado_that_would_never_fit_a_law_is_refused():
+    with pytest.raises(
+        ValueError, match="mix.ado.refit is 1000, and ado decides on 1000 steps: no law would be fitted"
+    ):
+        made(Mix(method="ado"))
+
+
+@pytest.mark.parametrize("now", ["natural", "ado", "doremi"])
+def test_a_mixture_of_another_method_is_not_trained_on(now):
+    """As where `mix --strategy odm` was run, and `train` without it."""
+    mixture = {"rows": ROWS, "weights": WEIGHTS, "online": online(Mix(method="odm"), RUN, None)}
+    with pytest.raises(StageError, match=r"the stage mix was run with other settings \(of odm\)"):
+        strategy(Mix(method=now), RUN, mixture, 0)
