@@ -7,7 +7,8 @@ A step has 1,024 x 2,048 tokens of 43.5 GFLOP each (6 N + 12 L D T): 91.2 PFLOP,
 
 What `jaxprune compile` says of the training step (`~`: estimated, there is no compiler for a GPU that is not here). `products` is
 the time of its matrix products at the chips' peak, `links` that of what a chip sends: the step takes the larger one at least, and
-their sum if neither hides the other. On one H100 such models reach 41 % of the peak (docs/benchmarks.md).
+their sum if neither hides the other. One H100 reaches 41 % of the peak on 1B and 3B,
+one H200 45 to 51 % (docs/benchmarks.md): this one 10,200 tokens/s in 104.4 GiB, as h200-1 below.
 
 | chips | settings to add | memory a chip | products | links | tokens/s at most |
 |---|---|---|---|---|---|

@@ -30,8 +30,9 @@ fi
 
 # Compiler flags for NVIDIA GPUs:
 #   latency hiding scheduler   gathers the next layer's weights while this one computes
-#   triton gemm off            cuBLAS has the faster large products, and compiles sooner
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_enable_triton_gemm=false"
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
+# What is compiled once is read by all nodes, and again after a requeue.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jaxprune/xla}"
 # A share of each GPU's memory for XLA; NCCL and cuDNN take theirs from the rest.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 

@@ -102,7 +102,8 @@ install="sudo mkdir -p /mnt/runs && (mountpoint -q /mnt/runs || sudo mount -o ha
 && (test -d jaxprune || git clone -q $(printf %q "$source_url") jaxprune) && cd jaxprune && git fetch -q \
 && git checkout -q $ref && (test -d .venv || python3 -m venv .venv) && .venv/bin/pip install -q -e '.[tpu]'"
 # All workers run the same command, in a session of its own that this connection does not end.
-job="LIBTPU_INIT_ARGS='$flags' .venv/bin/jaxprune $(printf '%q ' "$@")--distributed --workdir /mnt/runs/$TPU; \
+# What is compiled once is read by all workers, and again after a preemption.
+job="JAX_COMPILATION_CACHE_DIR=/mnt/runs/xla LIBTPU_INIT_ARGS='$flags' .venv/bin/jaxprune $(printf '%q ' "$@")--distributed --workdir /mnt/runs/$TPU; \
 echo \$? > run.status"
 start="cd jaxprune && { kill -0 \$(cat run.pid 2>/dev/null) 2>/dev/null || { rm -f run.status; \
 setsid nohup bash -c $(printf %q "$job") >> run.log 2>&1 < /dev/null & echo \$! > run.pid; }; }"

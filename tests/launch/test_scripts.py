@@ -150,8 +150,8 @@ def test_tpu_dry_run_quotes_a_command_all_the_way_to_the_workers():
     session = shlex.split(remote.replace("$(", "(")).index("bash")
     job = shlex.split(remote.replace("$(", "("))[session + 2]
     words = shlex.split(job)
-    assert words[1:6] == [".venv/bin/jaxprune", "run", "my config.py", "--name", "it's"]
-    assert words[6:9] == ["--distributed", "--workdir", "/mnt/runs/mine;"]
+    assert words[2:7] == [".venv/bin/jaxprune", "run", "my config.py", "--name", "it's"]
+    assert words[7:10] == ["--distributed", "--workdir", "/mnt/runs/mine;"]
 
 
 GCLOUD = """
