@@ -110,6 +110,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
 
     path, overrides = _config_of(options, rest)
     if getattr(options, "strategy", None) is not None:
+        if any(word.partition("=")[0] == "--mix.method" for word in overrides):
+            raise ValueError(f"--strategy {options.strategy} and --mix.method are the same setting: give one")
         overrides = [*overrides, "--mix.method", options.strategy]
     config = load(path, overrides)
     # Quiet the libraries' own chatter; errors still come through.

@@ -215,11 +215,37 @@ def test_online_mixing_is_one_setting_and_shows_what_it_drew(corpus, tmp_path, c
     assert "none-0: up to date" in capsys.readouterr().err
     assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--mix.aioli.rounds", "1000"]) == 1
     assert "lower mix.aioli.sweeps" in capsys.readouterr().err  # before anything is made
-    assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--strategy", "odm"]) == 0
+    capsys.readouterr()
+    assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--strategy", "odm"]) == 1
+    assert "--strategy odm and --mix.method are the same setting" in capsys.readouterr().err
+    others = [word for word in aioli if word not in ("--mix.method", "aioli")]
+    assert cli.main(["mix", *_command(workdir.root, corpus, *others)[1:], "--strategy", "odm"]) == 0
     decided = json.loads((workdir.mix / "weights.json").read_text())["none-0"]["online"]
     assert decided["strategy"] == "odm"
     assert cli.main(_command(workdir.root, corpus, *aioli, "--mix.aioli.eta", "0.3")) == 0
     assert "none-0: up to date" not in capsys.readouterr().err
+
+
+def test_the_strategy_of_the_docs_decides_from_a_file_of_its_own(undisturbed, corpus, tmp_path, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "mixing.md").read_text()
+    (page,) = [block for block in text.split("```python\n") if "class Greedy" in block]
+    file = tmp_path / "greedy.py"
+    file.write_text(page.partition("```")[0])
+    greedy = ("--arms", "none", "--mix.method", "own", "--mix.own.strategy", f"{file}:Greedy", "--mix.own.settings",
+              "every", "15", "--mix.rows", "1")  # fmt: skip
+    workdir = Workdir(shutil.copytree(undisturbed.root, tmp_path / "run"))
+    command = _command(workdir.root, corpus, *greedy)[1:]
+    assert cli.main(["mix", *command]) == 0
+    assert cli.main(["train", *command, "--only", "none-0"]) == 0
+    history = read(workdir.run("none-0") / "mixing.jsonl")
+    assert [line["step"] for line in history] == list(range(0, history[-1]["until"], 15))
+    for line in history[1:]:
+        worst = max(line["loss"], key=line["loss"].__getitem__)
+        assert line["weights"][worst] == max(line["weights"].values()) and line["most"] == line["loss"][worst]
+    capsys.readouterr()
+    file.write_text(file.read_text().replace("argmax", "argmin"))
+    assert cli.main(["train", *command, "--only", "none-0"]) == 1
+    assert "the stage mix was run with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

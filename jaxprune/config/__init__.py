@@ -9,7 +9,7 @@ from jaxprune.config.config import Config
 from jaxprune.config.data import Corpus, Tokenizer
 from jaxprune.config.mix import Mix, MixStage, Swarm
 from jaxprune.config.model import Model
-from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, SkillIt
+from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, Own, SkillIt
 from jaxprune.config.run import Mesh, Optimizer, Run
 from jaxprune.config.score import Ask, Density, Score, Signal, Zip
 from jaxprune.config.select import Arm, Select
@@ -31,6 +31,7 @@ __all__ = [
     "Model",
     "Odm",
     "Optimizer",
+    "Own",
     "Run",
     "Score",
     "Select",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from jaxprune.config.base import Settings, check, neutral
 from jaxprune.config.model import Model
-from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, SkillIt
+from jaxprune.config.online import Ado, Aioli, DoGE, DoReMi, Odm, Own, SkillIt
 from jaxprune.config.run import Run
 from jaxprune.config.select import Arm
 
@@ -18,8 +18,8 @@ Prior = Literal[
     "natural", "uniform", "temperature", "fixed", "unimax", "entropy", "law", "best", "doremi", "doge"
 ]
 Method = Literal["natural", "uniform", "temperature", "fixed", "stages", "unimax", "entropy", "law", "best", "doremi", "doge",
-                 "aioli", "skillit", "odm", "ado"]  # fmt: skip
-ONLINE = ("aioli", "skillit", "odm", "ado")
+                 "aioli", "skillit", "odm", "ado", "own"]  # fmt: skip
+ONLINE = ("aioli", "skillit", "odm", "ado", "own")
 """Methods that decide while the final model trains."""
 LEARNT = ("doremi", "doge")
 """Methods whose weights a proxy learns while it trains."""
@@ -55,7 +55,7 @@ class Mix(Settings):
     `stages`; unimax: as uniform as `max_epochs` allows (arXiv 2304.09151); entropy: in proportion to exp(entropy) of the
     text; law: the optimum of a mixing law, fitted to the losses of a swarm of proxies; best: the mixture of the swarm's
     best proxy; doremi, doge: learnt by a proxy. Decided while the run goes on: aioli, skillit (which learns a graph from
-    proxies first), odm, ado."""
+    proxies first), odm, ado, own (a class of yours)."""
     temperature: float = 2.0
     """temperature: 1 is natural, infinity is uniform; no other method uses it."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -68,11 +68,12 @@ class Mix(Settings):
     prior_share: float = 0.0
     """online methods: share of the steps on the weights of `prior`, before the strategy begins."""
     rows: int = 4
-    """aioli, skillit: held-out rows of each domain whose losses the strategy is told, the same each time."""
+    """aioli, skillit, own: held-out rows of each domain whose losses the strategy is told, the same each time."""
     aioli: Aioli = field(default_factory=Aioli)
     skillit: SkillIt = field(default_factory=SkillIt)
     odm: Odm = field(default_factory=Odm)
     ado: Ado = field(default_factory=Ado)
+    own: Own = field(default_factory=Own)
     doremi: DoReMi = field(default_factory=DoReMi)
     doge: DoGE = field(default_factory=DoGE)
     law: LawName = "combined"
@@ -109,7 +110,16 @@ class Mix(Settings):
             f"mix.method is skillit and mix.prior {self.prior}, which both train proxies: set another prior",
         )
         check(self.rows > 0, f"mix.rows is {self.rows}: set 1 or more")
+        check(
+            self.method != "own" or self.own.strategy != "",
+            "mix.method is own, and mix.own.strategy is not given: name a file and a class in it, as FILE.py:CLASS",
+        )
         starts = [stage.at for stage in self.stages]
+        check(
+            self.method != "stages" or self.stages != (),
+            "mix.method is stages, and none is given: give mix.stages, each the share of the run after which it begins and a "
+            "weight for every domain, such as --mix.stages 0 code 1 web 3 0.7 code 1 web 1",
+        )
         check(
             self.method != "stages" or (starts[:1] == [0.0] and starts == sorted({*starts})),
             f"mix.method is stages, which begin at {starts}: let the first begin at 0 and each later one after it",

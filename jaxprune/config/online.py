@@ -64,7 +64,10 @@ class Aioli(Settings):
             self.confidence is None or 0 <= self.confidence < 1,
             f"mix.aioli.confidence is {self.confidence}: set a share from 0 to below 1, or None",
         )
-        check(0 <= self.floor <= 1, f"mix.aioli.floor is {self.floor}: set a share from 0 to 1")
+        check(
+            0 <= self.floor < 1,
+            f"mix.aioli.floor is {self.floor}: set a share from 0 to below 1, at which no weight could move",
+        )
         check(
             self.sweeps > 1
             or self.estimator == "reference"
@@ -150,6 +153,16 @@ class Ado(Settings):
                 0 <= getattr(self, name) < math.inf,
                 f"mix.ado.{name} is {getattr(self, name)}: set a finite number, 0 or more",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Settings):
+    """A strategy of your own (docs/mixing.md)."""
+
+    strategy: str = ""
+    """FILE.py:CLASS, a jaxprune.train.strategy.Strategy. Its text is part of what a run is made by."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """It is called with these, beside domains, prior_K (weights of mix.prior), steps and seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

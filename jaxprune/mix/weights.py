@@ -55,14 +55,12 @@ def run(config: Config, workdir: Workdir) -> Manifest:
         if config.mix.is_online:
             from jaxprune.mix.online.make import view  # takes longer to import than most runs of this stage
 
-            say(
-                f"mix: {config.mix.method} decides while the final runs are trained ({view(config.mix.method)})"
-            )
+            say(f"mix: {config.mix.method} decides while the final runs are trained ({view(config.mix)})")
         else:
             for name, run in runs.items():
                 check_epochs(run["epochs"], config.mix.max_epochs, name)
             for arm, epochs in most_epochs(config, runs).items():
-                say(f"mix: {arm} {repetition(epochs)}")
+                say(f"mix: {arm} {drawing(_mean_weights(config, runs, arm))}; it {repetition(epochs)}")
         write_json(folder / "weights.json", runs)
         return {name: {"most_epochs": max(run["epochs"].values())} for name, run in runs.items()}
 
@@ -213,8 +211,14 @@ def unimax(tokens: Mapping[str, int], budget: int, epochs: float) -> dict[str, f
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that decide the mix artifact."""
+    code = {}
+    if config.mix.method == "own":
+        from jaxprune.mix.online import own
+
+        code = {"code": own.code(config.mix.own.strategy)}
     return {
         "mix": identity(config.mix),
+        **code,
         "runs": list(config.final_runs),
         "rows": config.final.steps * config.final.batch_rows,
         "context": config.final.model.context,
@@ -302,7 +306,7 @@ def check_epochs(epochs: Mapping[str, float], max_epochs: float | None, title: s
     for name, times in epochs.items():
         if max_epochs is not None and times > max_epochs * (1 + _ROUNDING):
             raise ValueError(
-                f"{title}: {name} would be repeated {times:.1f} times, and mix.max_epochs is {max_epochs:g}: "
+                f"{title}: {name} would be repeated {times:.3g} times, and mix.max_epochs is {max_epochs:g}: "
                 "lower its weight, keep more of it, or lower final.tokens"
             )
 
@@ -315,6 +319,19 @@ def most_epochs(config: Config, runs: Mapping[str, Mapping[str, Any]]) -> dict[A
         for domain, times in runs[name]["epochs"].items():
             of_arm[domain] = max(times, of_arm.get(domain, 0.0))
     return most
+
+
+def _mean_weights(config: Config, runs: Mapping[str, Mapping[str, Any]], of_arm: Arm) -> dict[str, float]:
+    of = [runs[name]["weights"] for name, (arm, _) in config.final_runs.items() if arm == of_arm]
+    return {domain: sum(weights[domain] for weights in of) / len(of) for domain in of[0]}
+
+
+def drawing(weights: Mapping[str, float]) -> str:
+    """What an arm draws, as a part of a sentence: the largest weights by name."""
+    ordered = sorted(((name, w) for name, w in weights.items() if w > 0), key=lambda item: -item[1])
+    named = ", ".join(f"{name} {weight:.1%}" for name, weight in ordered[:_NAMED])
+    more = f" and {sum(weight for _, weight in ordered[_NAMED:]):.1%} of {len(ordered) - _NAMED} more domains"
+    return f"draws {named}{more if len(ordered) > _NAMED else ''}"
 
 
 def repetition(epochs: Mapping[str, float]) -> str:

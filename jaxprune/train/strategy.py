@@ -60,9 +60,9 @@ class Strategy(ABC):
     """
 
     signal: Signal
-    law: ClassVar[str]
-    estimate: ClassVar[str]
-    solve: ClassVar[str]
+    law: ClassVar[str] = "not said"
+    estimate: ClassVar[str] = "not said"
+    solve: ClassVar[str] = "not said"
 
     @abstractmethod
     def begin(self, step: int) -> tuple[State, Decision]:

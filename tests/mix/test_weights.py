@@ -65,7 +65,7 @@ def test_less_than_a_row_is_left_out_and_an_error_where_the_weight_was_asked_for
 def test_more_epochs_than_the_limit_are_refused():
     weights.check_epochs({"books": 3.9, "code": 5.0}, None, "none-0")
     weights.check_epochs({"books": 3.9, "code": 5.0}, 5.0, "none-0")
-    with pytest.raises(ValueError, match=r"none-0: code would be repeated 5.0 times.*mix.max_epochs is 4.5"):
+    with pytest.raises(ValueError, match=r"none-0: code would be repeated 5 times.*mix.max_epochs is 4.5"):
         weights.check_epochs({"books": 3.9, "code": 5.0}, 4.5, "none-0")
 
 
@@ -173,12 +173,19 @@ def test_run_says_how_often_each_arm_repeats_in_the_seed_that_repeats_most(workd
     weights.run(config_of(), workdir)
     printed = " ".join(capsys.readouterr().err.split())
     runs = json.loads((workdir.mix / "weights.json").read_text())
-    assert "mix: none draws no domain more than 1.3 times" in printed
-    assert "mix: pruned draws no domain more than 3.2 times" in printed
+    assert "; it draws no domain more than 1.3 times" in printed
+    assert "; it draws no domain more than 3.2 times" in printed
     most = max(runs[f"reweighted-{seed}"]["epochs"]["web"] for seed in (0, 1))
     assert most > weights.MANY_EPOCHS
-    assert f"mix: reweighted repeats web {most:.1f} times" in printed
+    assert f"; it repeats web {most:.1f} times" in printed
+    assert "mix: reweighted draws books 62.5%, web 37.5%; it repeats web" in printed  # means of both seeds
     assert printed.count("mix: ") == 4  # a line for each arm
+
+
+def test_the_largest_weights_are_named_and_the_rest_counted():
+    assert weights.drawing({"a": 0.25, "b": 0.75, "c": 0.0}) == "draws b 75.0%, a 25.0%"
+    many = {f"d{k}": (k + 1) / 28 for k in range(7)}
+    assert weights.drawing(many).endswith("d2 10.7% and 10.7% of 2 more domains")
 
 
 def test_run_refuses_more_epochs_than_asked_for(workdir):

@@ -138,15 +138,15 @@ class Aioli(Strategy):
             return opened, replace(decision, record=record | {"next": decision.record})
         return opened, Decision(weights_K=weights_K, until=end, record=record)
 
-    def _learn(self, state: State) -> tuple[np.ndarray, float]:
-        """A, and how far it is to be trusted: from 0 to 1."""
+    def _learn(self, state: State) -> tuple[np.ndarray, float | None]:
+        """A, and how far it is to be trusted: from 0 to 1; None: that is not asked."""
         drops_SK, shares_SK = np.array(state["drops"]), np.array(state["shares"])
         if self.estimator == "reference":
             beta_KK = mean_drops(drops_SK, state["order"], self.n_domains)
-            return solved(beta_KK, self.mixtures_KK, self.interactions), 1.0
+            return solved(beta_KK, self.mixtures_KK, self.interactions), None
         A_KK = explained(drops_SK, shares_SK, interactions=self.interactions, drift=self.drift)
         if self.confidence is None:
-            return A_KK, 1.0
+            return A_KK, None
         if self.interactions == "diagonal":
             aimed_SK = drops_SK * self._targets_K
             return A_KK, told_apart_by_own(aimed_SK, shares_SK, drift=self.drift, confidence=self.confidence)
@@ -154,7 +154,7 @@ class Aioli(Strategy):
         return A_KK, told_apart(drop_S, shares_SK, drift=self.drift, confidence=self.confidence)
 
     def _solve(
-        self, state: State, A_KK: np.ndarray, trust: float
+        self, state: State, A_KK: np.ndarray, trust: float | None
     ) -> tuple[np.ndarray, list[list[float]] | None, dict[str, Any]]:
         """Weights, the average of A over rounds, and what was done."""
         before_K = np.array(state["weights"])
@@ -163,7 +163,8 @@ class Aioli(Strategy):
             return before_K, state["ema"], {"kept": why}
         if self.normalise:
             aims_KK = normalised(aims_KK)
-        aims_KK = trust * aims_KK + (1 - trust) * aims_KK.mean()
+        if trust is not None:
+            aims_KK = trust * aims_KK + (1 - trust) * aims_KK.mean()
         if self.ema is None:
             ema = None
             gain_K = self.eta * aims_KK.sum(axis=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxprune.artifact import StageError
 from jaxprune.config import Mix, Run, identity
+from jaxprune.mix.online import own
 from jaxprune.mix.online.ado import Ado
 from jaxprune.mix.online.aioli import Aioli
 from jaxprune.mix.online.bounded import Bounded
@@ -74,9 +75,9 @@ def strategy(mix: Mix, run: Run, mixture: Mapping[str, Any], seed: int) -> Strat
     return bounded
 
 
-def view(method: str) -> str:
+def view(mix: Mix) -> str:
     """A strategy inside the linear mixing framework of Aioli (section 3): its law, its estimate of A, and how p is solved."""
-    member = _MEMBERS[method]
+    member = own.load(mix.own.strategy) if mix.method == "own" else _MEMBERS[mix.method]
     return f"law: {member.law}; A: {member.estimate.removeprefix('A ')}; p: {member.solve}"
 
 
@@ -85,6 +86,7 @@ def online(mix: Mix, run: Run, graph: Mapping[str, Any] | None) -> dict[str, Any
     return {
         "strategy": mix.method,
         "settings": identity(getattr(mix, mix.method)),
+        **({"code": own.code(mix.own.strategy)} if mix.method == "own" else {}),
         "start": round(mix.prior_share * run.steps),
         "rows": mix.rows,
         "max_epochs": mix.max_epochs,
@@ -129,6 +131,12 @@ def _skillit(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str,
 
 
 def _odm(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    dynamic, first = run.steps - mixture["online"]["start"], max(mix.odm.warmup, mix.odm.every)
+    if first >= dynamic:
+        raise ValueError(
+            f"mix.odm decides first after {first} steps (warmup {mix.odm.warmup}, every {mix.odm.every}) of {dynamic}: no weight "
+            "would change; lower it, or train longer"
+        )
     return Odm(**_of(mix.odm), initial_K=_prior(mixture, domains))
 
 
@@ -139,7 +147,23 @@ def _ado(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...
             f"mix.ado.refit is {mix.ado.refit}, and ado decides on {dynamic} steps: no law would be fitted and the weights stay "
             "those of the prior; lower it, or train longer"
         )
+    if mix.ado.least * len(domains) >= 1:
+        raise ValueError(
+            f"mix.ado.least is {mix.ado.least} for {len(domains)} domains, of which none could weigh more than another: set less "
+            f"than {1 / len(domains):.2g}"
+        )
     return Ado(**_of(mix.ado), prior_K=_prior(mixture, domains), steps=run.steps)
+
+
+def _own(mix: Mix, run: Run, mixture: Mapping[str, Any], domains: tuple[str, ...], seed: int) -> Strategy:
+    return own.make(
+        mix.own.strategy,
+        mix.own.settings,
+        domains=domains,
+        prior_K=_prior(mixture, domains),
+        steps=run.steps,
+        seed=seed,
+    )
 
 
 def _prior(mixture: Mapping[str, Any], domains: tuple[str, ...]) -> tuple[float, ...]:
@@ -167,4 +191,4 @@ def by_domain(setting: str, given: Mapping[str, float], domains: tuple[str, ...]
 
 
 _MEMBERS: dict[str, type[Strategy]] = {"aioli": Aioli, "skillit": SkillIt, "odm": Odm, "ado": Ado}
-_MAKE: dict[str, Make] = {"aioli": _aioli, "skillit": _skillit, "odm": _odm, "ado": _ado}
+_MAKE: dict[str, Make] = {"aioli": _aioli, "skillit": _skillit, "odm": _odm, "ado": _ado, "own": _own}

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxprune.artifact import StageError
-from jaxprune.config import Ado, Mix, Model, Run
+from jaxprune.config import Ado, Mix, Model, Odm, Run
 from jaxprune.mix.online.bounded import Bounded
 from jaxprune.mix.online.make import online, strategy
 from jaxprune.mix.online.skillit import SkillIt
@@ -65,3 +65,10 @@ def test_a_mixture_of_another_method_is_not_trained_on(now):
     mixture = {"rows": ROWS, "weights": WEIGHTS, "online": online(Mix(method="odm"), RUN, None)}
     with pytest.raises(StageError, match=r"the stage mix was run with other settings \(of odm\)"):
         strategy(Mix(method=now), RUN, mixture, 0)
+
+
+def test_settings_by_which_no_weight_could_move_are_refused():
+    with pytest.raises(ValueError, match="mix.odm decides first after 1000 steps"):
+        made(Mix(method="odm", odm=Odm(warmup=1000)))
+    with pytest.raises(ValueError, match="mix.ado.least is 0.5 for 2 domains.*set less than 0.5"):
+        made(Mix(method="ado", ado=Ado(refit=100, least=0.5)))
