@@ -229,10 +229,10 @@ def _require_all(group: Sequence[Proxy], workdir: Workdir) -> None:
         )
 
 
-def _history(workdir: Workdir, name: str, domains: tuple[str, ...]) -> dict[str, list[float]]:
+def _history(workdir: Workdir, name: str, domains: tuple[str, ...]) -> dict[str, Any]:
     lines = [line for line in read(workdir.proxy(name) / "metrics.jsonl") if f"learnt/{domains[0]}" in line]
     by_domain = {domain: [line[f"learnt/{domain}"] for line in lines] for domain in domains}
-    return {"step": [line["step"] for line in lines], **by_domain}
+    return {"step": [line["step"] for line in lines], "weights": by_domain}
 
 
 def _ends(workdir: Workdir, name: str, domains: tuple[str, ...]) -> tuple[list[float], list[float]]:

@@ -240,10 +240,11 @@ def mixing(figures: Mapping[str, Any], run: str, kind: str) -> str:
     """Weights (in steps), drawn shares or held-out losses of the domains over the steps of a run.
 
     Args:
-      run: one of figures["mixing"].
-      kind: `weights`, `shares` or `loss`.
+      run: one of figures["mixing"], or, for `learnt`, a proxy of figures["learnt"].
+      kind: `weights`, `shares`, `loss` or `learnt`.
     """
-    series, domains = figures["mixing"][run][kind], figures["domains"]
+    series = figures["learnt"]["proxies"][run] if kind == "learnt" else figures["mixing"][run][kind]
+    domains = figures["domains"]
     figure, axes = _canvas(300, 200, left=48, right=8, top=8, bottom=38)
     for domain in domains:
         values = np.array([np.nan if value is None else value for value in series["values"][domain]])

@@ -24,7 +24,7 @@ from jaxprune.evaluate import comparison
 from jaxprune.mix.weights import MANY_EPOCHS
 from jaxprune.report import selection
 from jaxprune.report.costs import costs
-from jaxprune.report.mixing import mixing
+from jaxprune.report.mixing import learnt, mixing
 from jaxprune.train import metrics
 
 _CURVE_POINTS = 200
@@ -67,6 +67,7 @@ def collect(config: Config, workdir: Workdir, manifests: dict[str, Manifest], sp
         "composition": selections,
         "curves": _curves(config, workdir, store.domains),
         "mixture": _mixture(config, workdir, store.domains, manifests),
+        "learnt": learnt(json.loads((workdir.mix / "weights.json").read_text())),
         "mixing": mixing(workdir, tuple(config.final_runs), store.domains, manifests),
         "costs": costs(config, store.vocab_size, manifests),
         "data": _data(workdir, store),

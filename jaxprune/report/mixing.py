@@ -1,4 +1,4 @@
-"""What the report shows of weights that changed while a run trained, from its history.
+"""What the report shows of weights that changed while a run trained, and of those that proxies learnt.
 
 Legend: K domains.
 """
@@ -44,6 +44,27 @@ def mixing(
     }
 
 
+def learnt(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What proxies learnt, of the entries of `weights.json`: weights over their steps, by proxy, or Skill-It's graph.
+
+    The first run's: those of other selections draw by the same.
+    """
+    run = next(iter(runs.values()))
+    graph = run.get("online", {}).get("graph")
+    mixed = [] if graph is None else list(graph)
+    # As A: rows are domains whose loss was measured. The graph has those trained on outside.
+    A = [[graph[trained][heldout] for trained in mixed] for heldout in mixed] if graph else []
+    return {
+        "proxies": {
+            name: _thinned(history["step"], history["weights"])
+            for name, history in run.get("found", {}).get("history", {}).items()
+        },
+        "mixed": mixed,
+        "A": A,
+        "most": float(np.abs(A).max()) if A else 0.0,
+    }
+
+
 def intended(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The decisions that were meant to train on, without the segments in which a strategy learns."""
     return [line for line in history if "segment" not in line and "segment" not in line.get("next", {})]
@@ -51,15 +72,21 @@ def intended(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _series(lines: Sequence[Mapping[str, Any]], kind: str, domains: Sequence[str]) -> dict[str, Any]:
     """Values of the domains at steps, at most `_POINTS` of them, evenly taken."""
-    chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), _POINTS)).astype(int)) if lines else []
-    taken = [lines[int(place)] for place in chosen]
 
     def value(line: Mapping[str, Any], domain: str) -> float | None:
         return line.get(f"share/{domain}", 0.0) if kind == "share" else line[kind].get(domain)
 
+    return _thinned(
+        [line.get("start", line["step"]) for line in lines],
+        {domain: [value(line, domain) for line in lines] for domain in domains},
+    )
+
+
+def _thinned(step: Sequence[int], values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+    chosen = np.unique(np.linspace(0, len(step) - 1, min(len(step), _POINTS)).astype(int)) if step else []
     return {
-        "step": [line.get("start", line["step"]) for line in taken],
-        "values": {domain: [value(line, domain) for line in taken] for domain in domains},
+        "step": [step[int(place)] for place in chosen],
+        "values": {domain: [of[int(place)] for place in chosen] for domain, of in values.items()},
     }
 
 

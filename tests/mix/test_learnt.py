@@ -47,7 +47,7 @@ def test_weights_are_the_average_of_their_history_and_survive_a_kill(name, tmp_p
     averages = []
     for history in found["history"].values():
         assert history["step"] == [*range(1, STEPS + 1)]
-        by_step = np.array([history[domain] for domain in DOMAINS])
+        by_step = np.array([history["weights"][domain] for domain in DOMAINS])
         np.testing.assert_allclose(by_step.sum(0), 1, atol=1e-5)
         first = (
             [[1 / 3]] * 3 if name == "doremi" else np.zeros((3, 0))

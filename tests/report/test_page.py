@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import shutil
 from typing import get_type_hints
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from report_artifacts import settings, texts, write_workdir
 
 from jaxprune import config
-from jaxprune.artifact import ArtifactMissing, read_manifest
-from jaxprune.report import headline, page
+from jaxprune.artifact import ArtifactMissing, Workdir, read_manifest, write_json
+from jaxprune.report import headline, mixing, page
 
 
 def _report(root, of=None, words=None, effect=None, **options):
@@ -284,3 +285,28 @@ def test_the_headline_has_words_for_every_method_of_mixing():
         mixture = {"arms": {"none": {"web": {"weight": 1.0}}}, "method": method, "temperature": 2.0}
         figures = {"mixture": mixture, "arms": ["none"], "training_tokens": 10}
         assert f"({method}: " in headline._mixture(figures)
+
+
+def test_what_proxies_learnt_is_drawn(reported, tmp_path):
+    made, workdir, figures = reported
+    assert figures["learnt"] == {"proxies": {}, "mixed": [], "A": [], "most": 0.0}
+    again = Workdir(shutil.copytree(workdir.root, tmp_path / "run"))
+    runs = json.loads((again.mix / "weights.json").read_text())
+    history = {"step": [*range(1, 501)], "weights": {name: [0.25] * 500 for name in figures["domains"]}}
+    graph = {"code": {"code": 0.5, "web": -0.25}, "web": {"code": 0.125, "web": 0.375}}
+    for run in runs.values():
+        run["found"] = {"history": {"doremi-0": history}}
+    write_json(again.mix / "weights.json", runs)
+    shutil.rmtree(again.report)
+    page.run(made, again)
+    found = json.loads((again.report / "report.json").read_text())["learnt"]["proxies"]["doremi-0"]
+    assert len(found["step"]) == len(found["values"]["web"]) == 200
+    assert (found["step"][0], found["step"][-1]) == (1, 500)
+    assert (
+        'aria-label="learnt by domain over the steps of doremi-0"'
+        in (again.report / "index.html").read_text()
+    )
+    # Rows of A are measured on; the graph names first what was trained on.
+    assert mixing.learnt({"none-0": {"online": {"graph": graph}}}) == {
+        "proxies": {}, "mixed": ["code", "web"], "A": [[0.5, 0.125], [-0.25, 0.375]], "most": 0.5,
+    }  # fmt: skip
