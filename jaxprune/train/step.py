@@ -82,7 +82,7 @@ def make_train_step(
         nll_BT = next_token_nll(nnx.merge(graphdef, params), tokens_BS)
         nll_B = nll_BT.sum(axis=1)
         of_domain_BK = (domain_B[:, None] == jnp.arange(n_domains)).astype(jnp.float32)
-        return nll_B.sum(), jnp.einsum("b,bk->k", nll_B, of_domain_BK, out_sharding=P(None))
+        return nll_B.sum(), summed(nll_B, of_domain_BK)
 
     gradient = jax.value_and_grad(nll_sum, has_aux=True)
 
@@ -103,14 +103,21 @@ def make_train_step(
             first, rest = jax.lax.optimization_barrier(((grads, nll_sum_K), (tokens_MBS[1:], domain_MB[1:])))
             (grads, nll_sum_K), _ = jax.lax.scan(accumulate, first, rest)
         grads = jax.tree.map(lambda grad: grad / (n_micro * n_rows * (n_tokens - 1)), grads)
-        updates, optimizer = transform.update(grads, state.optimizer, params)
         tokens_K = (domain_MB[..., None] == jnp.arange(n_domains)).sum((0, 1)) * (n_tokens - 1)
-        return (
-            TrainState(cast(nnx.State, optax.apply_updates(params, updates)), optimizer),
-            StepMetrics(nll_sum_K, tokens_K, optax.global_norm(grads)),
-        )
+        return applied(transform, state, grads), StepMetrics(nll_sum_K, tokens_K, optax.global_norm(grads))
 
     return step
+
+
+def applied(transform: optax.GradientTransformation, state: TrainState, grads: Tree) -> TrainState:
+    """The state after the optimizer's update."""
+    updates, optimizer = transform.update(grads, state.optimizer, state.params)
+    return TrainState(cast(nnx.State, optax.apply_updates(state.params, updates)), optimizer)
+
+
+def summed(value_B: jax.Array, of_domain_BK: jax.Array) -> jax.Array:
+    """Sums over the rows of each domain; `of_domain_BK` is 1 where a row is of a domain."""
+    return jnp.einsum("b,bk->k", value_B, of_domain_BK, out_sharding=P(None))
 
 
 @functools.lru_cache(maxsize=8)

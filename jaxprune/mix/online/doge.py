@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
 from jaxprune.data.mixture import MixtureSource
@@ -32,7 +31,7 @@ from jaxprune.model.loss import next_token_nll
 from jaxprune.train.feed import Feed
 from jaxprune.train.learner import Learner, LearningStep
 from jaxprune.train.optimizer import make_optimizer, make_schedule
-from jaxprune.train.step import StepMetrics, TrainState
+from jaxprune.train.step import StepMetrics, TrainState, applied, summed
 
 Against = Literal["domains", "heldout"]
 Tree = Any
@@ -161,13 +160,11 @@ def _make_step(
             aligned_K = alignment_with(inner_K, norm_K * scale_K, lr)
         after = moved(learnt, aligned_K, lr, mu=mu, smoothing=smoothing)
         grads = jax.tree.map(lambda leaf: (_by_domain(after.weights_K, leaf) * leaf).sum(axis=0), grads_K)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        params = cast(nnx.State, optax.apply_updates(state.params, updates))
         n_tokens = tokens_BS.shape[1] - 1
-        nll_sum_K = jnp.einsum("b,bk->k", nll_B * n_tokens, of_domain_BK, out_sharding=P(None))
+        nll_sum_K = summed(nll_B * n_tokens, of_domain_BK)
         tokens_K = (domain_B[:, None] == jnp.arange(n_domains)).sum(0) * n_tokens
         metrics = StepMetrics(nll_sum_K, tokens_K, optax.global_norm(grads), after.weights_K)
-        return TrainState(params, optimizer), after, metrics
+        return applied(transform, state, grads), after, metrics
 
     return step
 

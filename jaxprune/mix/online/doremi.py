@@ -18,21 +18,20 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 from jaxprune import config
 from jaxprune.model.loss import next_token_nll
 from jaxprune.train.checkpoint import load_params
 from jaxprune.train.learner import Learner, LearningStep
 from jaxprune.train.optimizer import make_optimizer
-from jaxprune.train.step import StepMetrics, TrainState
+from jaxprune.train.step import StepMetrics, TrainState, applied, summed
 
 Form = Literal["paper", "mean"]
 
@@ -61,9 +60,8 @@ def scored(
 ) -> jax.Array:
     """s_K, from excess losses of the tokens that count; `of_domain_BK` is 1 where a row is of a domain."""
     kept_BT = jnp.maximum(excess_BT, 0.0) if form == "paper" else excess_BT
-    sums = functools.partial(jnp.einsum, "b,bk->k", out_sharding=P(None))
-    sum_K = sums((kept_BT * counted_BT).sum(axis=1), of_domain_BK)
-    tokens_K = sums(counted_BT.sum(axis=1), of_domain_BK)
+    sum_K = summed((kept_BT * counted_BT).sum(axis=1), of_domain_BK)
+    tokens_K = summed(counted_BT.sum(axis=1), of_domain_BK)
     mean_K = jnp.maximum(sum_K / jnp.maximum(tokens_K, 1.0), 0.0)
     return jnp.where(tokens_K > 0, mean_K, before_K)
 
@@ -166,11 +164,9 @@ def _make_step(
         weight_B = jnp.einsum("bk,k->b", of_domain_BK, after.weights_K)
         weight_BT = weight_B[:, None] * jnp.ones_like(nll_BT)
         (grads,) = pull_back((weight_BT / weight_BT.sum()).astype(nll_BT.dtype))
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        params = cast(nnx.State, optax.apply_updates(state.params, updates))
-        nll_sum_K = jnp.einsum("b,bk->k", nll_BT.sum(axis=1), of_domain_BK, out_sharding=P(None))
+        nll_sum_K = summed(nll_BT.sum(axis=1), of_domain_BK)
         tokens_K = (domain_B[:, None] == jnp.arange(n_domains)).sum(0) * nll_BT.shape[1]
         metrics = StepMetrics(nll_sum_K, tokens_K, optax.global_norm(grads), after.weights_K)
-        return TrainState(params, optimizer), after, metrics
+        return applied(transform, state, grads), after, metrics
 
     return step
