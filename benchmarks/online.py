@@ -25,12 +25,15 @@ from jaxprune import config
 from jaxprune.data.loader import Loader
 from jaxprune.data.mixture import Stage
 from jaxprune.data.store import TRAIN, TokenStore
+from jaxprune.mix.online.ado import Ado
 from jaxprune.mix.online.aioli import Aioli
+from jaxprune.mix.online.odm import Odm
 from jaxprune.model import presets
 from jaxprune.model.sharding import make_mesh
 from jaxprune.train.loop import fit
 from jaxprune.train.metrics import read
 from jaxprune.train.plan import Plan
+from jaxprune.train.strategy import Observation
 
 VOCAB, DOMAINS, HELDOUT_SHARE = 50_304, 7, 0.1
 SIZES = {"125m": presets.mpt_125m, "tiny": presets.tiny}
@@ -44,6 +47,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000_000, help="of the corpus")
     arguments = parser.parse_args()
     model = SIZES[arguments.size]()
+    for n_domains in (DOMAINS, 22):
+        print("\n".join(by_training_losses(n_domains, 3500)))
     with tempfile.TemporaryDirectory() as name:
         store = write_store(Path(name) / "tokens", arguments.tokens)
         strategy = Aioli(n_domains=DOMAINS, steps=arguments.steps, rounds=1, sweeps=2, segment_steps=1)
@@ -90,6 +95,35 @@ def main() -> None:
         f"Aioli: a decision with {DOMAINS} x 4 held-out rows {1e3 * decision:.0f} ms; {passes} in a round of {per_round} steps "
         f"of {whole.batch_rows} rows: {passes * decision / (passes * decision + per_round * full_step):.2%} of the time"
     )
+
+
+def by_training_losses(n_domains: int, steps: int) -> list[str]:
+    """ODM and ADO, which decide after every step: what a decision takes on losses that fall as power laws, ADO's fits included."""
+    lines = []
+    even = (1 / n_domains,) * n_domains
+    for name, strategy in (("ODM", Odm(initial_K=even)), ("ADO", Ado(prior_K=even, steps=steps))):
+        rng, drawn_K = np.random.default_rng(0), np.zeros(n_domains)
+        state, decision = strategy.begin(0)
+        taken = []
+        for step in range(1, steps):
+            weights_K = decision.weights_K
+            tokens_K = weights_K * 65_536
+            drawn_K = drawn_K + tokens_K
+            if step < decision.until:
+                continue
+            loss_K = 3 + 5 * drawn_K**-0.2 + 0.01 * rng.standard_normal(n_domains)
+            seen = Observation(
+                step=step, loss_K=loss_K, tokens_K=tokens_K, drawn_K=drawn_K, weights_K=weights_K
+            )
+            begin = time.perf_counter()
+            state, decision = strategy.update(state, seen)
+            taken.append(time.perf_counter() - begin)
+        lines.append(
+            f"{name}, {n_domains} domains, {steps} steps: {1e3 * statistics.median(taken):.3f} ms a step, "
+            f"{1e3 * statistics.mean(taken):.2f} ms with the {sum(t > 0.1 for t in taken)} that fit, at most {max(taken):.1f} s; "
+            f"state {len(json.dumps(state)) / 1e3:.0f} kB"
+        )
+    return lines
 
 
 def change_seconds(plan: Plan) -> float:

@@ -79,17 +79,20 @@ class MixtureSource:
     def _planned(self, step: int) -> tuple[int, Plan]:
         """The first step of a plan that covers `step`, and the plan.
 
-        Planning a hundred steps costs little more than planning one, so the last plan is kept. It may reach
-        beyond the end of its stage, where nobody reads it.
+        Planning a hundred steps costs little more than planning ten, so the last plan is kept. Plans grow with
+        the age of their stage (1, 1, 2, 4, ... steps), for one that is new may end with the next step. They may
+        reach beyond the end of their stage, where nobody reads them.
         """
         start = self.schedule.start(step)
-        begin = start + (step - start) // self._plan_steps * self._plan_steps
+        age = step - start
+        n_steps = min(self._plan_steps, 1 << max(age.bit_length() - 1, 0))
+        begin = start + age // n_steps * n_steps
         planned = self._last_plan
         if planned is None or planned[0] != begin:
-            domain_B, draw_B = self.schedule.draws(begin, self._plan_steps)
+            domain_B, draw_B = self.schedule.draws(begin, n_steps)
             mine = (slice(None), self._local)
-            domain_B = domain_B.reshape(self._plan_steps, -1)[mine].ravel()
-            draw_B = draw_B.reshape(self._plan_steps, -1)[mine].ravel()
+            domain_B = domain_B.reshape(n_steps, -1)[mine].ravel()
+            draw_B = draw_B.reshape(n_steps, -1)[mine].ravel()
             planned = self._last_plan = begin, self._rows.plan(domain_B, draw_B)
         return planned
 
