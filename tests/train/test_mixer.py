@@ -19,6 +19,7 @@ from jaxprune.train.checkpoint import load_params
 from jaxprune.train.log import Log
 from jaxprune.train.loop import fit
 from jaxprune.train.metrics import read
+from jaxprune.train.mixer import Mixer
 from jaxprune.train.strategy import Decision, Strategy
 
 AIOLI = Aioli(
@@ -114,6 +115,24 @@ def test_a_run_that_is_killed_anywhere_ends_as_one_that_was_not(
 
         with monkeypatch.context() as patch:
             patch.setattr(Log, "step", die)
+            with pytest.raises(MemoryError):
+                fit(plan, folder)
+        fit(plan, folder)
+        _is_same(_left(folder, plan.mesh), undisturbed)
+    note = Mixer._note
+    for number in (1, 2, 4):  # in a decision: its line is in the history, and it is in no checkpoint
+        folder = tmp_path / f"decision-{number}"
+        folder.mkdir()
+        left = iter(range(number - 1, -1, -1))
+
+        def cut(self, *decided, left=left):
+            stage = note(self, *decided)
+            if next(left) == 0:
+                raise MemoryError("killed")
+            return stage
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Mixer, "_note", cut)
             with pytest.raises(MemoryError):
                 fit(plan, folder)
         fit(plan, folder)
