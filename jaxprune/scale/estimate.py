@@ -47,7 +47,7 @@ def temporaries(program: Program) -> int:
 def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
     """What a device sends in a step, if parameters are gathered for each use and gradients scattered once a microbatch.
 
-    Heads and MLP that are cut over `tensor` are summed twice a layer and pass. As `hlo.collectives` counts; where slices
+    Heads and MLP that are cut over `tensor` are summed twice a layer and pass, and what is cut with the vocabulary once. As `hlo.collectives` counts; where slices
     or nodes share parameters, what passes between two of them is shared by the devices of each.
     """
     chips = topology.n_chips // topology.slices
@@ -79,8 +79,11 @@ def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
     add("all-gather", n_gathered, gathered * between, "network")
     add("all-to-all", passes, passes * stream * (fsdp - 1) / fsdp)
     again = 1 if model.remat == "full" and program.is_training else 0
-    sums = 2 * model.n_layers * (passes + again)
-    add("all-reduce", sums, sums * 2 * stream * (tensor - 1) / tensor)
+    sums = 2 * model.n_layers * (passes + again) + (passes - 1)  # the last of the unembedding's backward pass
+    of_loss = 3 * 4 * rows * model.context  # the largest logit, the sum of exponentials, the logit of the target
+    looked_up = 4 * rows * model.context * model.d_model  # in float32, as the table is
+    summed = sums * stream + of_loss + looked_up
+    add("all-reduce", sums + 4, 2 * summed * (tensor - 1) / tensor)
     if program.is_training:
         add("reduce-scatter", n_scattered, scattered * (fsdp - 1) / fsdp)
         add("reduce-scatter", n_scattered, scattered * between, "network")

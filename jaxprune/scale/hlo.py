@@ -13,12 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_BITS = {"pred": 8, "bf16": 16, "s4": 4, "u4": 4}  # others end in their width: f32, s32, u8
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # others name their width: f32, bf16, s4, f8e4m3fn
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
+_FAMILY = re.compile(r"all-|reduce-scatter|collective-|ragged-all-to-all")
+_SHAPE = re.compile(r"\b([a-z]+[a-z0-9]*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|branch_computations|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)"
+    r"(?:calls|to_apply|body|(?:branch|called)_computations|(?:true|false)_computation)=\{?((?:%[\w.-]+(?:, )?)+)"
 )
+
+
+Computations = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,38 +48,39 @@ def collectives(text: str) -> tuple[Collective, ...]:
     computations, entry = _computations(text)
     count: Counter[str] = Counter()
     sent: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
 
-    def visit(name: str, times: int) -> None:
-        for instruction in computations[name]:
+    def visit(name: str, times: int, seen: set[tuple[str, str]]) -> None:
+        for instruction in computations[name].values():
             kind = _kind(instruction)
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 instruction, kind = _scattered(instruction), "reduce-scatter"
             if kind is not None and not _is_repeated(kind, instruction, seen):
                 count[kind] += times
                 sent[kind] += times * _sent(kind, instruction)
-            turns = times * _trips(instruction, computations) if " while(" in instruction else times
+            is_loop = " while(" in instruction
+            turns = times * _trips(instruction, name, computations) if is_loop else times
             for called in _called(instruction):
-                visit(called, turns)
+                # What stands before a loop and in it is executed in both: the compiler takes first turns out of loops.
+                visit(called, turns, set() if is_loop else seen)
 
-    visit(entry, 1)
+    visit(entry, 1, set())
     return tuple(
         Collective(kind=kind, count=count[kind], bytes=size, over="network" if kind == "send" else "links")
         for kind, size in sent.most_common()
     )
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Instructions of each computation, and the name of the one where the program begins."""
-    computations: dict[str, list[str]] = {}
+def _computations(text: str) -> tuple[Computations, str]:
+    """Instructions of each computation by name, and the name of the one where the program begins."""
+    computations: Computations = {}
     entry = current = ""
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
             current = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
-            computations[current] = []
+            computations[current] = {}
             entry = current if line.startswith("ENTRY ") else entry
         elif current and (found := _INSTRUCTION.match(line)):
-            computations[current].append(found[2])
+            computations[current][found[1]] = found[2]
     if not entry:
         raise ValueError(
             "the compiled program has no ENTRY computation: its text has a form that is not known here"
@@ -85,6 +91,8 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _kind(instruction: str) -> str | None:
     found = re.search(r"[\])}] ([a-z][a-z0-9-]*)\(", instruction)
     name = "" if found is None else found[1].removesuffix("-start")
+    if name not in _KINDS and _FAMILY.match(name) and not name.endswith("-done"):
+        raise ValueError(f"the compiled program has a collective that is not known here: {instruction[:300]}")
     return name if name in _KINDS else None
 
 
@@ -111,27 +119,54 @@ def _called(instruction: str) -> Iterator[str]:
         yield from re.findall(r"%([\w.-]+)", names)
 
 
-def _trips(loop: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop turns: as the compiler says, or the one number that its condition compares with."""
+def _trips(loop: str, within: str, computations: Computations) -> int:
+    """How often a loop turns: as the compiler says, or from where its counter begins to the number it is compared with.
+
+    The TPU's compiler takes turns out of loops, whose counters then do not begin with 0.
+    """
     if found := re.search(r'known_trip_count[^}]*"n":"(\d+)"', loop):
         return int(found[1])
-    found = re.search(r"condition=%?([\w.-]+)", loop)
-    condition = "\n".join(computations[found[1]]) if found else ""
-    bounds = set(re.findall(r"s32\[\][^ ]* constant\((\d+)\)", condition))
-    if len(bounds) != 1 or "direction=LT" not in condition:
-        raise ValueError(
-            "a loop of the compiled program does not say how often it turns: its text has a form that is not known here"
-        )
-    return int(bounds.pop())
+    found = re.search(r" while\(%?([\w.-]+)\), condition=%?([\w.-]+)", loop)
+    condition = computations.get(found[2], {}) if found else {}
+    compared = re.search(r" compare\(([^)]*)\), direction=LT", "\n".join(condition.values()))
+    if found and compared:
+        counter, bound = re.findall(r"%([\w.-]+)", compared[1])
+        place = re.search(r" get-tuple-element\(.*index=(\d+)", condition.get(counter, ""))
+        begin = _element(found[1], int(place[1]), computations[within]) if place else None
+        end = _constant(bound, condition)
+        if begin is not None and end is not None:
+            return end - begin
+    raise ValueError(
+        "a loop of the compiled program does not say how often it turns: its text has a form that is not known here"
+    )
+
+
+def _element(name: str, place: int, instructions: dict[str, str]) -> int | None:
+    """The number that an element of a tuple is, if it is a constant."""
+    found = re.search(r" tuple\((.*?)\)", instructions.get(name, ""))
+    names = re.findall(r"%([\w.-]+)", found[1]) if found else []
+    return _constant(names[place], instructions) if place < len(names) else None
+
+
+def _constant(name: str, instructions: dict[str, str]) -> int | None:
+    instruction = instructions.get(name, "")
+    if found := re.search(r" constant\((\d+)\)", instruction):
+        return int(found[1])
+    found = re.search(r" (?:copy|bitcast)\(%?([\w.-]+)\)", instruction)
+    return _constant(found[1], instructions) if found else None
 
 
 def _sent(kind: str, instruction: str) -> int:
     """Bytes that one device sends in one execution."""
     head = instruction.split(f" {kind}", 1)[0]
-    sizes = [_size(*shape) for shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", head)]
+    shapes = _SHAPE.findall(head)
     is_start = f" {kind}-start(" in instruction
-    if kind in ("send", "collective-permute"):
-        return sizes[0]
+    if kind == "send":
+        return _size(*shapes[0])
+    if kind == "collective-permute":
+        sizes = [_size(*shape) for shape in shapes if shape != ("u32", "")]  # those are its context
+        return sum(sizes) // (2 if is_start else 1)  # operands and results
+    sizes = [_size(*shape) for shape in shapes]
     if is_start and kind == "all-gather":
         size = sum(sizes[len(sizes) // 2 :])  # operands first, then results
     elif is_start and kind != "all-reduce":
@@ -145,7 +180,10 @@ def _sent(kind: str, instruction: str) -> int:
 
 
 def _size(kind: str, dimensions: str) -> int:
-    bits = _BITS.get(kind) or int(re.sub(r"^[a-z]+", "", kind) or 0)
+    found = re.match(r"[a-z]+(\d+)", kind)
+    if kind not in _BITS and found is None:
+        raise ValueError(f"the compiled program has an array of a type that is not known here: {kind}")
+    bits = _BITS[kind] if found is None else int(found[1])
     return bits * math.prod(int(size) for size in dimensions.split(",") if size) // 8
 
 
