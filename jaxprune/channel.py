@@ -21,6 +21,8 @@ from jaxprune.progress import say
 
 Message = dict[str, Any]
 
+GONE = 75
+"""Exit status where a process is missing or gone, which the same command again may mend (EX_TEMPFAIL of sysexits.h)."""
 _SAY_EVERY_S = 10.0
 _INTRODUCED_S = 5.0  # in which whoever connects says who it is
 
@@ -32,12 +34,15 @@ class Place:
     processes: int
     process: int  # from 0
     coordinator: str  # HOST:PORT, on the host of process 0
-    timeout: float  # seconds to wait for a process that is missing or silent
+    timeout: float  # seconds to wait for a process that is silent
+    start_timeout: float  # seconds to wait for processes that have not started
     devices: Sequence[int] | None = None  # of its host; None: all
 
     def __post_init__(self) -> None:
-        if self.timeout < 1:
-            raise ValueError(f"--timeout is {self.timeout:g}: give 1 second or more")
+        for name in ("timeout", "start_timeout"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is {getattr(self, name):g}: give 1 second or more")
         if not 0 <= self.process < self.processes:
             raise ValueError(
                 f"--process is {self.process} of {self.processes} --processes: number them from 0 on"
@@ -54,7 +59,7 @@ class Place:
         return host.strip("[]"), int(port)
 
 
-def from_launcher(timeout: float) -> Place:
+def from_launcher(timeout: float, start_timeout: float) -> Place:
     """The place that SLURM, Open MPI, Kubernetes or a TPU pod gives this process.
 
     Raises:
@@ -63,14 +68,19 @@ def from_launcher(timeout: float) -> Place:
     from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` asks it too, and tells nobody
 
     coordinator, processes, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, int(timeout)
+        None, None, None, None, None, int(start_timeout)
     )
     if coordinator is None or processes is None or process is None:
         raise ValueError(
             "--distributed finds no launcher that JAX knows: give --processes, --process and --coordinator"
         )
     return Place(
-        processes=processes, process=process, coordinator=coordinator, timeout=timeout, devices=devices
+        processes=processes,
+        process=process,
+        coordinator=coordinator,
+        timeout=timeout,
+        start_timeout=start_timeout,
+        devices=devices,
     )
 
 
@@ -180,7 +190,7 @@ def _gather(
 ) -> Exception | None:
     """Takes the other processes up into `hosts` and `channels`; returns why they cannot go on, if so."""
     server.settimeout(0.5)
-    until, said = time.monotonic() + place.timeout, time.monotonic()
+    until, said = time.monotonic() + place.start_timeout, time.monotonic()
     while len(hosts) < place.processes or any(channel.is_closed() for channel in channels.values()):
         now = time.monotonic()
         missing = ", ".join(
@@ -190,7 +200,7 @@ def _gather(
         )
         if now > until:
             return TimeoutError(
-                f"of {place.processes} processes these are missing after {place.timeout:.0f} s: {missing}"
+                f"of {place.processes} processes these are missing after {place.start_timeout:.0f} s: {missing}"
             )
         if now - said > _SAY_EVERY_S:
             said = now
@@ -218,7 +228,7 @@ def _gather(
 
 
 def _answer(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]:
-    until = time.monotonic() + place.timeout
+    until = time.monotonic() + place.start_timeout
     while True:
         try:
             connection = socket.create_connection(place.address, timeout=1.0)
@@ -226,11 +236,11 @@ def _answer(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]
             if time.monotonic() > until:
                 raise TimeoutError(
                     f"process {place.process} does not reach process 0 at {place.coordinator} within "
-                    f"{place.timeout:.0f} s ({error}): start process 0 there, or mend the address"
+                    f"{place.start_timeout:.0f} s ({error}): start process 0 there, or mend the address"
                 ) from None
             time.sleep(0.2)
             continue
-        channel = Channel(connection, place.timeout + 5)  # process 0 says who is missing
+        channel = Channel(connection, place.start_timeout + 5)  # process 0 says who is missing
         channel.send(here)
         answer = channel.read()
         if answer is None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxprune import __version__
+from jaxprune.artifact import StageError
+from jaxprune.channel import GONE
 
 if TYPE_CHECKING:
     from jaxprune.artifact import Workdir
@@ -42,6 +44,12 @@ _ON_TABLES = {
 }
 
 
+class _Absent(StageError):
+    """Not all processes came together."""
+
+    status = GONE
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `jaxprune`; returns the exit status."""
     arguments = _joined(list(sys.argv[1:] if arguments is None else arguments))
@@ -62,7 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         return doctor.run()
     from jaxprune import cluster
-    from jaxprune.artifact import StageError
     from jaxprune.progress import say
 
     try:
@@ -94,8 +101,6 @@ def _joined(arguments: list[str]) -> list[str]:
 
 def _in_a_line(error: Exception) -> str:
     """What a user can mend, as it was written; of anything else the first line, and how to see more."""
-    from jaxprune.artifact import StageError
-
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     ours = Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
     if isinstance(error, (StageError, OSError)) or (isinstance(error, ValueError) and ours):
@@ -106,6 +111,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _command(options: argparse.Namespace, rest: list[str]) -> int:
     from jaxprune.progress import say
+    from jaxprune.scale.topology import GPU_SHARE
     from jaxprune.settings import load, notes, show
 
     path, overrides = _config_of(options, rest)
@@ -116,6 +122,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     config = load(path, overrides)
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of each GPU, for XLA; NCCL and cuDNN take theirs from the rest. JAX's own is 0.75.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))
     if options.command in ("run", "train", "score", "evaluate", "audit", "mix swarm"):
         from jaxprune.allocator import keep_freed_memory
 
@@ -153,10 +161,11 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
 def _compile(options: argparse.Namespace, config: Config, workdir: Workdir) -> int:
     from jaxprune.scale import command
 
-    known = ("train", "evaluate", "score", "train-reference")
     for name in options.only or ():
-        if name not in known:
-            raise ValueError(f"there is no step {name}: name some of {', '.join(known)}")
+        if name not in command.NAMES:
+            raise ValueError(f"there is no step {name}: name some of {', '.join(command.NAMES)}")
+    if options.suggest is not None and options.suggest < 1:
+        raise ValueError(f"--suggest is {options.suggest}: give the number of layouts to find, 1 or more")
     return command.run(
         config,
         workdir,
@@ -197,11 +206,14 @@ def _join(options: argparse.Namespace, config: Config) -> None:
         )
     asked = {name: str(value) for name, value in vars(options).items() if name != "process"}
     place = (
-        channel.from_launcher(options.timeout)
+        channel.from_launcher(options.timeout, options.start_timeout)
         if options.distributed
-        else channel.Place(**given, timeout=options.timeout)
+        else channel.Place(**given, timeout=options.timeout, start_timeout=options.start_timeout)
     )
-    cluster.join(place, digest([asked, dataclasses.asdict(config)]))
+    try:
+        cluster.join(place, digest([asked, dataclasses.asdict(config)]))
+    except TimeoutError as error:
+        raise _Absent(f"error: {error}") from None
 
 
 def _config_of(options: argparse.Namespace, rest: list[str]) -> tuple[str, list[str]]:
@@ -274,7 +286,7 @@ def _add_compile(commands: Any) -> None:
         "--only",
         nargs="+",
         metavar="STEP",
-        help="of train, evaluate, score and train-reference (default: the first three)",
+        help="of train, evaluate, score and train-reference (default: those that the config has)",
     )
     command.add_argument(
         "--suggest",
@@ -313,7 +325,14 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         type=float,
         default=180.0,
         metavar="SECONDS",
-        help="how long to wait for a process that is missing or silent (default: 180)",
+        help="how long to wait for a process that is silent (default: 180)",
+    )
+    group.add_argument(
+        "--start-timeout",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="how long to wait until all have started (default: 900)",
     )
 
 
@@ -350,9 +369,11 @@ def entry() -> NoReturn:
     """`main` as a process of its own.
 
     After a signal it ends at once: threads that prefetch, compile or save crash when the interpreter is
-    taken down around them, and what they were doing is safe to leave.
+    taken down around them, and what they were doing is safe to leave. SIGTERM is taken by a handler also where
+    nothing has to be saved: the first process of a container has no default.
     """
     signal.signal(signal.SIGINT, _interrupt_once)
+    signal.signal(signal.SIGTERM, _end)
     try:
         status = main()
     except BrokenPipeError:  # whoever read the output has enough
@@ -363,6 +384,12 @@ def entry() -> NoReturn:
             sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _end(number: int, frame: Any) -> NoReturn:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(2, b"stopped: the same command continues where it was\n")
+    os._exit(128 + number)
 
 
 def _interrupt_once(number: int, frame: Any) -> None:

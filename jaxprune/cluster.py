@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from jaxprune import progress
-from jaxprune.channel import Channel, Message, Place, roll_call
+from jaxprune.channel import GONE, Channel, Message, Place, roll_call
 from jaxprune.progress import say
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class _Cluster:
         if message is None:
             progress.unmute()  # where it is process 0, each says so
             self.end_all(
-                f"error: {self.name(index)} is gone (killed, or its host or network is down): {_AGAIN}", 1
+                f"error: {self.name(index)} is gone (killed, or its host or network is down): {_AGAIN}", GONE
             )
         elif "failed" in message:
             self.end_all(f"{self.name(index)}: {message['failed']}", message["status"])
@@ -97,7 +97,7 @@ def join(place: Place, settings: str) -> None:
         place.process,
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=int(place.timeout),
+        initialization_timeout=int(place.start_timeout),
         heartbeat_timeout_seconds=int(2 * place.timeout),  # ours comes first, and says who
         shutdown_timeout_seconds=int(place.timeout),
     )

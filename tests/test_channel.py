@@ -19,7 +19,13 @@ def place():
         port = free.getsockname()[1]
 
     def place(process: int, timeout: float = 20.0, processes: int = 3) -> Place:
-        return Place(processes=processes, process=process, coordinator=f"127.0.0.1:{port}", timeout=timeout)
+        return Place(
+            processes=processes,
+            process=process,
+            coordinator=f"127.0.0.1:{port}",
+            timeout=timeout,
+            start_timeout=timeout,
+        )
 
     return place
 
@@ -135,9 +141,9 @@ def test_a_launcher_says_where_this_process_stands(monkeypatch):
         "SLURM_LOCALID": "1",
     }
     with pytest.raises(ValueError, match="finds no launcher that JAX knows"):
-        from_launcher(1)
+        from_launcher(1, 1)
     for name, value in of_slurm.items():
         monkeypatch.setenv(name, value)
-    place = from_launcher(1)
+    place = from_launcher(1, 1)
     assert (place.processes, place.process, place.devices) == (8, 5, [1])
     assert place.address[0] == "node001"

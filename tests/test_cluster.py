@@ -104,7 +104,7 @@ def test_killed_and_started_again_two_processes_make_the_files_of_one(start, tra
     _wait_for(two.root / "score.partial" / "part-00001.parquet", first)
     second.send_signal(signal.SIGKILL)
     said = first.communicate(timeout=120)[1]  # hangs where nobody notices
-    assert first.returncode == 1
+    assert first.returncode == 75
     name = f"process 1 on {socket.gethostname()}"
     assert "2 processes, 4 devices" in said and f"{name}: 2 x cpu" in said
     assert f"error: {name} is gone" in said
@@ -170,7 +170,7 @@ def test_four_processes_are_killed_two_go_on_and_one_ends_what_they_began(
     _wait_for(partial / "checkpoints" / "1", four[0])
     four[3].send_signal(signal.SIGKILL)
     said = [process.communicate(timeout=240)[1] for process in four]
-    assert [process.returncode for process in four[:3]] == [1, 1, 1], said
+    assert [process.returncode for process in four[:3]] == [75, 75, 75], said
     assert f"process 3 on {socket.gethostname()} is gone" in said[0]
     assert "4 processes, 4 devices" in said[0]
 
@@ -206,10 +206,10 @@ def test_a_process_with_another_config_is_named(start, trained, tmp_path):
 
 def test_a_missing_process_is_named(start, trained, tmp_path):
     workdir = _copy(trained, tmp_path / "missing")
-    together = ["--processes", "3", "--coordinator", _address(), "--timeout", "4"]
+    together = ["--processes", "3", "--coordinator", _address(), "--start-timeout", "4"]
     both = [start(workdir, 1, "--process", str(process), *together) for process in (0, 2)]
     said = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [1, 1]
+    assert [process.returncode for process in both] == [75, 75]
     assert "of 3 processes these are missing after 4 s: 1" in said[0]
 
 
@@ -229,7 +229,11 @@ def test_a_working_directory_that_is_not_shared_is_named(tmp_path, monkeypatch):
         ("--distributed --process 1", "leave --processes, --process and --coordinator out"),
         ("--processes 2 --process 2 --coordinator a:1", "number them from 0 on"),
         ("--processes 2 --process 1 --coordinator a", "give HOST:PORT"),
-        ("--processes 2 --process 1 --coordinator a:1 --timeout 0", "give 1 second or more"),
+        ("--processes 2 --process 1 --coordinator a:1 --timeout 0", "--timeout is 0: give 1 second or more"),
+        (
+            "--processes 2 --process 1 --coordinator a:1 --start-timeout 0",
+            "--start-timeout is 0: give 1 second",
+        ),
     ],
 )
 def test_wrong_options_get_one_line_that_helps(typed, message, tmp_path, capsys):

@@ -60,8 +60,8 @@ def make_mesh(mesh: config.Mesh, devices: Sequence[Any] | None = None) -> jax.sh
             f"mesh replica={mesh.replica}, fsdp={mesh.fsdp}, tensor={mesh.tensor} does not fit "
             f"{len(devices)} devices: make the sizes multiply to {len(devices)}, or set one to -1"
         )
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices > 1:
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # of GPUs: nodes
+    if slices > 1 and not (sizes[0] % slices and devices[0].platform == "gpu"):
         if sizes[0] % slices:
             raise ValueError(
                 f"mesh.replica is {sizes[0]} on {slices} slices, between which only the slow network runs: make it a "

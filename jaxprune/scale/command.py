@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune.artifact import Workdir
-from jaxprune.config import Config
+from jaxprune.config import Config, Run
 from jaxprune.progress import say
 from jaxprune.scale import topology
 from jaxprune.scale.report import Report
 from jaxprune.scale.topology import GIB, Topology
+
+NAMES = ("train", "evaluate", "score", "train-reference")
+"""Steps of the pipeline: of a final run, of its evaluation, of scoring, and of the training of the model that scores."""
 
 
 def run(
@@ -28,7 +33,7 @@ def run(
     suggest: int,
     file: Path | None,
 ) -> int:
-    """Compiles the programs `only` (None: train, evaluate and score) for each topology, prints what they take, and says whether all fit (0) or not (1).
+    """Compiles the programs `only` (None: all that the pipeline runs on the mesh) for each topology, prints what they take, and says whether all fit (0) or not (1).
 
     `suggest`: how many layouts that fit to look for, instead; 0: none. `file`: where the reports go as JSON too.
 
@@ -37,12 +42,15 @@ def run(
     """
     found = [topology.find(name) for name in names]
     if only is None:
-        only = ("train", "evaluate", "score") if config.scorers else ("train", "evaluate")
+        only = NAMES if config.scorers else ("train", "evaluate")
         if not config.scorers:
             say(f"score is left out: the config does not know the shape of score.model, {config.score.model}")
-    if file is not None:
+    if file is not None:  # now, and not when all is compiled
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()  # now, and not when all is compiled
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ValueError(
+                f"--json is {file}, which cannot be written: name a file in a folder that can be"
+            )
     # Only a TPU's compiler works without one; a GPU's programs are traced on as many CPU devices.
     n_cpus = max([1, *(t.n_chips for t in found if t.chip.platform != "tpu")])
     import jax
@@ -64,10 +72,11 @@ def run(
                 raise ValueError(
                     f"{target.name} has {target.n_chips} chips, and JAX was started with {len(devices)} CPU devices"
                 )
+        asked = config if target.chip.platform == "tpu" else _traceable(config)
         if suggest:
-            reports += _suggest(config, target, devices, vocab_size, suggest)
+            reports += _suggest(asked, target, devices, vocab_size, suggest)
         else:
-            reports += _reports(config, target, devices, only, (vocab_size, n_domains))
+            reports += _reports(asked, target, devices, only, (vocab_size, n_domains))
     if file is not None:
         file.write_text(json.dumps([report.plain() for report in reports], indent=1) + "\n")
     too_large = [report for report in reports if not report.fits]
@@ -76,6 +85,18 @@ def run(
     for report in too_large:
         say(f"{report.program} does not fit {report.topology}: {_advice(config, report)}")
     return 1 if too_large else 0
+
+
+def _traceable(config: Config) -> Config:
+    """The config with the attention that CPUs can trace in place of cuDNN's, which keeps as much for the backward pass."""
+
+    def run(of: Run) -> Run:
+        attention = "xla" if of.model.attention == "cudnn" else of.model.attention
+        return dataclasses.replace(of, model=dataclasses.replace(of.model, attention=attention))
+
+    return dataclasses.replace(
+        config, final=run(config.final), reference=run(config.reference), second=run(config.second)
+    )
 
 
 def _reports(
@@ -167,15 +188,15 @@ def _show(target: Topology, reports: Sequence[Report]) -> None:
 
 def _advice(config: Config, report: Report) -> str:
     """What to turn, of what is not turned yet."""
-    run = config.final if report.program in ("train", "evaluate") else config.reference
-    section = "final" if run is config.final else "reference"
+    section = "final" if report.program in ("train", "evaluate") else config.scorers[0]
+    run = {"final": config.final, "reference": config.reference, "second": config.second}[section]
     if report.program == "score":
         return "lower score.batch_tokens"
     rows = run.batch_rows // (report.mesh["replica"] * report.mesh["fsdp"])
     knobs = []
     if run.microbatches < rows:
         knobs.append(f"raise {section}.microbatches (now {run.microbatches}, up to {rows})")
-    if run.model.remat != "full":
+    if run.model.remat != "full" and report.program != "evaluate":
         knobs.append(
             f"set {section}.model.remat to {'dots or full' if run.model.remat == 'none' else 'full'}"
         )

@@ -73,14 +73,16 @@ def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
                 Collective(kind=kind, count=count * microbatches, bytes=round(size * microbatches), over=over)
             )
 
-    spanned = max(fsdp * tensor // chips, 1)  # slices or nodes that share the parameters
+    spanned = -(-fsdp * tensor // chips)  # slices or nodes that share the parameters
     between = (spanned - 1) / spanned / chips
     add("all-gather", n_gathered, gathered * (fsdp - 1) / fsdp)
     add("all-gather", n_gathered, gathered * between, "network")
     add("all-to-all", passes, passes * stream * (fsdp - 1) / fsdp)
     again = 1 if model.remat == "full" and program.is_training else 0
     sums = 2 * model.n_layers * (passes + again) + (passes - 1)  # the last of the unembedding's backward pass
-    of_loss = 3 * 4 * rows * model.context  # the largest logit, the sum of exponentials, the logit of the target
+    of_loss = (
+        3 * 4 * rows * model.context
+    )  # the largest logit, the sum of exponentials, the logit of the target
     looked_up = 4 * rows * model.context * model.d_model  # in float32, as the table is
     summed = sums * stream + of_loss + looked_up
     add("all-reduce", sums + 4, 2 * summed * (tensor - 1) / tensor)

@@ -27,7 +27,6 @@ from jaxprune.train import layout
 from jaxprune.train.step import TrainState, abstract_optimizer, make_score_step, make_train_step
 
 Tree = Any
-NAMES = ("train", "evaluate", "score", "train-reference")
 _DOMAINS = 8  # of a corpus that is not prepared yet; they are rows of a small table in the step
 
 
@@ -70,7 +69,7 @@ def vocabulary(settings: config.Config, workdir: Workdir) -> tuple[int, int]:
 def make_program(
     name: str, settings: config.Config, mesh: jax.sharding.Mesh, vocab_size: int, n_domains: int = _DOMAINS
 ) -> Program:
-    """The program `name` (of NAMES) as the pipeline would run it on the devices of `mesh`.
+    """The program `name` (of `command.NAMES`) as the pipeline would run it on the devices of `mesh`.
 
     train: a step of a final run. evaluate: a batch of its held-out rows. score: a batch of the longest rows through the
     model that scores. train-reference: a step of that model's training.

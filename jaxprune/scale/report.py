@@ -31,7 +31,7 @@ class Report:
     batch: int
     padding: int  # of these three, in the layouts that the compiler chose
     temporaries: int  # all that lives during the step only
-    kept: int  # of the temporaries: what autodiff keeps for the backward pass
+    kept: int  # what autodiff keeps for the backward pass: among the temporaries, unless the compiler makes it again
     code: int
     used: int  # all together
     capacity: float  # that a program may use
@@ -132,7 +132,6 @@ def _report(
     )
     arguments = _arguments(program)
     touched = arguments * (2 if program.is_training else 1)  # the state is read and written
-    microbatches = program.run.microbatches if program.is_training else 1
     sent = {over: sum(c.bytes for c in collectives if c.over == over) for over in ("links", "network")}
     return Report(
         topology=topology.name,
@@ -156,7 +155,7 @@ def _report(
         collectives=collectives,
         seconds={
             "compute": executed * program.tokens / topology.n_chips / chip.peak_flops,
-            "memory": (touched + 2 * kept * microbatches) / chip.memory_bandwidth,
+            "memory": touched / chip.memory_bandwidth,
             "links": sent["links"] / chip.link_bandwidth,
             "network": sent["network"] / chip.network_bandwidth,
         },

@@ -42,16 +42,19 @@ def search(
 ) -> tuple[list[Candidate], int]:
     """Layouts of the final run's step, fastest first, until `wanted` fit; and how many there are in all.
 
-    Each is judged by estimate, and in that order compiled where `can_compile`. Time is estimated as the larger of compute
+    Raises ValueError where there is none at all: what is wrong with the last. Each is judged by estimate, and in that order compiled where `can_compile`. Time is estimated as the larger of compute
     and traffic, plus what microbatches cost in gathering again; equal times go to less memory.
     """
-    candidates = []
+    candidates, refused = [], None
     for changed in layouts(settings, topology):
         try:
             program = _program(changed, devices, vocab_size)
-        except ValueError:  # does not divide: not a candidate
+        except ValueError as error:  # does not divide: not a candidate
+            refused = error
             continue
         candidates.append(Candidate(settings=changed, estimated=report.estimated(program, topology)))
+    if refused is not None and not candidates:
+        raise refused
     candidates.sort(key=lambda c: (float(f"{_time(c.estimated):.3g}"), c.estimated.used))
     n_all = len(candidates)
     tried: list[Candidate] = []

@@ -5,7 +5,7 @@
 
 Sources: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e for TPUs (peaks, bandwidths, shapes of slices), NVIDIA's data
 sheets of H100 SXM and H200 SXM, and of DGX H100 for the network. Memory is what the compiler may use of it: the limits
-that libtpu 0.0.42 names when a program is too large, and 92 % of a GPU's, the share that launch/ lets XLA allocate.
+that libtpu 0.0.42 names when a program is too large, and the share of a GPU's that XLA is let to allocate.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 GIB = 2**30
+GPU_SHARE = 0.92
+"""Of a GPU's memory, that programs may use: what the command line lets XLA allocate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +65,11 @@ CHIPS = {
         link_bandwidth=400e9, network_bandwidth=100e9 / 8,
     ),
     "h100": Chip(
-        platform="gpu", peak_flops=989e12, memory=0.92 * 79.6 * GIB, memory_bandwidth=3350e9,
+        platform="gpu", peak_flops=989e12, memory=GPU_SHARE * 79.6 * GIB, memory_bandwidth=3350e9,
         link_bandwidth=450e9, network_bandwidth=50e9,
     ),
     "h200": Chip(
-        platform="gpu", peak_flops=989e12, memory=0.92 * 140.4 * GIB, memory_bandwidth=4800e9,
+        platform="gpu", peak_flops=989e12, memory=GPU_SHARE * 140.4 * GIB, memory_bandwidth=4800e9,
         link_bandwidth=450e9, network_bandwidth=50e9,
     ),
 }  # fmt: skip

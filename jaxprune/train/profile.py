@@ -15,24 +15,41 @@ class Profile:
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None) -> None:
         """`folder`: where the traces go; `steps`: first and last, or None for no trace at all."""
-        self._folder, self._steps = folder, steps
+        # Processes of one host would write over each other's.
+        self._folder = folder / f"process-{jax.process_index()}" if jax.process_count() > 1 else folder
+        self._steps = steps
         self._runs = False
 
     def before(self, step: int) -> None:
         """Called before a step is dispatched."""
-        if self._steps is not None and step == self._steps[0]:
+        if self._steps is None or self._runs:
+            return
+        if step == self._steps[0]:
             jax.profiler.start_trace(self._folder)
             self._runs = True
+        elif step > self._steps[0]:
+            self._give_up(f"training goes on with step {step}")
 
     def after(self, step: int, result: Any) -> None:
         """Called when a step is dispatched; waits for the last step's `result`."""
         if self._runs and self._steps is not None and step == self._steps[1]:
             jax.block_until_ready(result)
-            self.close()
-            say(f"trace of steps {self._steps[0]} to {step}: {self._folder}")
+            first = self._steps[0]
+            self._stop()
+            say(f"trace of steps {first} to {step}: {self._folder}")
 
     def close(self) -> None:
         """Ends a trace that is not at its end, as when the run stops."""
         if self._runs:
-            self._runs = False
-            jax.profiler.stop_trace()
+            self._stop()
+        elif self._steps is not None:
+            self._give_up("training has ended before")
+
+    def _stop(self) -> None:
+        self._runs, self._steps = False, None
+        jax.profiler.stop_trace()
+
+    def _give_up(self, why: str) -> None:
+        assert self._steps is not None
+        say(f"no trace of steps {self._steps[0]} to {self._steps[1]}: {why}")
+        self._steps = None

@@ -10,7 +10,7 @@ import pytest
 
 from jaxprune import cli, config
 from jaxprune.model.sharding import make_mesh
-from jaxprune.scale import estimate, report, suggest, topology
+from jaxprune.scale import estimate, hlo, report, suggest, topology
 from jaxprune.scale.program import bytes_per_chip, kept_for_backward, make_program
 from jaxprune.settings import load
 
@@ -55,7 +55,9 @@ def test_a_step_is_compiled_for_a_slice_of_tpus(tmp_path, capsys):
     assert status == 0
     reports = json.loads(file.read_text())
     assert [(r["topology"], r["program"]) for r in reports] == [
-        (name, program) for name in ("v5e-8", "v5p-16") for program in ("train", "evaluate", "score")
+        (name, program)
+        for name in ("v5e-8", "v5p-16")
+        for program in ("train", "evaluate", "score", "train-reference")
     ]
     for found in reports:
         assert found["how"] == "compiled" and found["fits"] and found["mesh"]["fsdp"] == 8
@@ -64,10 +66,36 @@ def test_a_step_is_compiled_for_a_slice_of_tpus(tmp_path, capsys):
         )
         assert any(c["kind"] == "all-gather" for c in found["collectives"])
         assert 0 < found["least_seconds"] < 1
-    train, evaluate, _ = reports[:3]
+    train, evaluate, *_ = reports
     assert train["optimizer"] == pytest.approx(2 * train["parameters"], rel=0.01)  # AdamW's two moments
     assert evaluate["optimizer"] == 0 and evaluate["kept"] == 0
     assert "v5e-8: 8 chips, replica 1 x fsdp 8 x tensor 1" in capsys.readouterr().out
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("v5e-8", (1, 8, 1)), ("v5e-8", (1, 4, 2)), ("2xv5e-4", (2, 4, 1))]
+)
+def test_chips_send_what_the_arithmetic_says(name, sizes):
+    """Loops that the compiler unrolls in part, collectives that it splits, sums that it scatters, and slices."""
+    target = topology.find(name)
+    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]), topology.devices(target))
+    large = ["--final.model.d_model", "512", "--final.model.n_heads", "8", "--final.model.n_layers", "4",
+             "--final.model.context", "512", "--final.batch_rows", "16"]  # fmt: skip
+    step = make_program("train", load(TINY, large), mesh, 4096)
+    compiled, expected = (
+        {c.kind: c for c in found}
+        for found in (
+            hlo.collectives(step.lower().compile().as_text()),
+            estimate.collectives(step, target),
+        )
+    )
+    for kind in ("all-gather", "reduce-scatter", "all-to-all"):
+        assert compiled[kind].bytes == pytest.approx(expected[kind].bytes, rel=0.01), kind
+    if sizes[2] > 1:
+        assert compiled["all-reduce"].bytes == pytest.approx(expected["all-reduce"].bytes, rel=0.01)
+    if target.slices > 1:  # sums over slices are sent, with what is small
+        assert 1 <= compiled["send"].bytes / expected["all-reduce"].bytes < 1.2
 
 
 @needs_libtpu

@@ -66,7 +66,7 @@ def test_bytes_are_those_of_the_arithmetic(sizes):
     assert compiled["all-gather"] == pytest.approx(estimated["all-gather"], rel=0.02)
     assert compiled["all-to-all"] == estimated["all-to-all"]
     least = estimated.get("all-reduce", 0) + 2 * estimated["reduce-scatter"]
-    assert least <= compiled["all-reduce"] <= 1.1 * least
+    assert least <= compiled["all-reduce"] <= 1.4 * least  # norms and biases are much of so small a model
 
 
 TEXT = """HloModule m, is_scheduled=true

@@ -44,6 +44,19 @@ def test_a_run_that_stops_inside_leaves_no_trace_running(tmp_path):
     profile.close()
 
 
+def test_steps_that_are_not_reached_or_gone_by_are_said(tmp_path, capsys):
+    short, late = Profile(tmp_path, (5, 6)), Profile(tmp_path, (5, 6))
+    for step in (1, 2):
+        short.before(step)
+    short.close()
+    assert "no trace of steps 5 to 6: training has ended before" in capsys.readouterr().err
+    late.before(8)
+    late.before(9)
+    late.close()
+    assert capsys.readouterr().err.count("no trace of steps 5 to 6: training goes on with step 8") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("value", ["10", "15:10", "0:3", "a:b", "1:2:3", ""])
 def test_what_names_no_steps_is_refused(value):
     with pytest.raises(ValueError, match=rf"profile is {value}: set FIRST:LAST"):
