@@ -65,11 +65,13 @@ if ((processes > 1)); then
     others+=($!)
   done
 fi
-# A signal to this script reaches all of them, which save and stop after the same step.
+# SIGTERM to this script reaches all of them, which save and stop after the same step. Ctrl-C reaches them by itself, as
+# they are in the terminal's foreground; this script only waits for what they make of it.
 command_of 0
 "${command[@]}" &
 first=$!
-trap 'kill -TERM "$first" ${others[@]+"${others[@]}"} 2>/dev/null || true' TERM INT
+trap 'kill -TERM "$first" ${others[@]+"${others[@]}"} 2>/dev/null || true' TERM
+trap : INT
 status=0
 wait "$first" || status=$?
 while kill -0 "$first" 2>/dev/null; do # the wait was interrupted by the trap
@@ -77,6 +79,6 @@ while kill -0 "$first" 2>/dev/null; do # the wait was interrupted by the trap
   wait "$first" || status=$?
 done
 for other in ${others[@]+"${others[@]}"}; do
-  wait "$other" || true # process 0 has said what was wrong
+  while kill -0 "$other" 2>/dev/null; do wait "$other" || true; done # process 0 has said what was wrong
 done
 exit "$status"

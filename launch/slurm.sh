@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # SLURM: one process per GPU (or per node) on any number of nodes, requeued until the run is done.
 #
-#   sbatch --nodes 4 launch/slurm.sh run configs/final_1b.py --workdir /shared/runs/1b --mesh.replica 4
+#   sbatch --nodes 4 launch/slurm.sh run configs/final_1b.py --corpus.sources /shared/corpus \
+#     --workdir /shared/runs/1b --mesh.replica 4
 #   DRY_RUN=1 bash launch/slurm.sh run configs/final_1b.py --workdir /shared/runs/1b    # prints the command only
 #
 #   TASKS=gpu    one process for each GPU (default; submit with --ntasks-per-node = GPUs of a node)
 #   TASKS=node   one process for each node, with all of its GPUs (submit with --ntasks-per-node 1)
+#   RESTARTS=N   how often it is requeued after a process was killed or lost, at most (default: 20)
 #   VENV=DIR     the Python environment of all nodes (default: .venv of the folder you submit from)
 #
 # The working directory must be on a file system that all nodes share.
@@ -14,6 +16,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8
 #SBATCH --exclusive
+# All of a node's memory, of which some sites give a part by default.
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --output=jaxprune-%j.log
 #SBATCH --open-mode=append
@@ -49,8 +53,7 @@ case ${TASKS:-gpu} in
     # The variables are those of each task, not of this script.
     # shellcheck disable=SC2016
     each='exec "$0" "$@" --processes "$SLURM_NTASKS" --process "$SLURM_PROCID" --coordinator "$COORDINATOR"'
-    export COORDINATOR="${host:-FIRST_NODE}:$port"
-    step=(srun --kill-on-bad-exit=0 bash -c "$each" "$venv/bin/jaxprune" "$@")
+    step=(env "COORDINATOR=${host:-FIRST_NODE}:$port" srun --kill-on-bad-exit=0 bash -c "$each" "$venv/bin/jaxprune" "$@")
     ;;
   *)
     echo "slurm.sh: TASKS is $TASKS: set gpu or node" >&2
@@ -59,15 +62,27 @@ case ${TASKS:-gpu} in
 esac
 
 if [[ -n ${DRY_RUN:-} ]]; then
-  printf '%q ' "${step[@]}"
+  printf '%q ' env "XLA_FLAGS=$XLA_FLAGS" "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION" \
+    "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR" "${step[@]}"
   echo
   exit 0
 fi
 
 status=0
 "${step[@]}" || status=$?
-if ((status == 143)); then # saved after SIGTERM: the same command continues
-  echo "slurm.sh: saved before the time limit; requeued"
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# 143: saved after SIGTERM. 75: a process is missing or gone, as where it was killed (137) or crashed (139). The same
+# command continues. 1 and 2 are errors that come again.
+case $status in
+  143) again='saved before the time limit' ;;
+  75 | 137 | 139)
+    again="a process was lost (status $status)"
+    if ((${SLURM_RESTART_COUNT:-0} >= ${RESTARTS:-20})); then
+      echo "slurm.sh: $again, after ${SLURM_RESTART_COUNT:-0} restarts; set RESTARTS to go on" >&2
+      exit "$status"
+    fi
+    ;;
+  *) exit "$status" ;;
+esac
+echo "slurm.sh: $again; requeued"
+scontrol requeue "$SLURM_JOB_ID"
 exit "$status"

@@ -2,7 +2,7 @@
 # A TPU slice as VMs of Google Cloud: created by a queued resource, made again after preemption, until the run is done.
 #
 #   TPU=my-1b TYPE=v5litepod-256 ZONE=us-west4-a STORE=10.0.0.2:/runs \
-#     launch/tpu_vm.sh [--dry-run] run configs/final_1b.py --mesh.replica 2
+#     launch/tpu_vm.sh [--dry-run] run configs/final_1b.py --corpus.sources gs://BUCKET/corpus --mesh.replica 2
 #
 #   TPU        name of the queued resource and of the slice
 #   TYPE       accelerator type, as the cloud spells it: v5litepod-256, v5p-128, v6e-256
@@ -10,8 +10,9 @@
 #   STORE      an NFS export (Filestore) that all workers mount at /mnt/runs: the working directory is on it
 #   VERSION    runtime version (default: v2-alpha-tpuv5-lite, v2-alpha-tpuv5 or v2-alpha-tpuv6e, by TYPE)
 #   PRICING    spot (default), reserved or on-demand
-#   REF        commit or tag that is installed (default: the commit that is checked out here)
+#   REF        commit or tag that is installed (default: the commit that is checked out here, which must be pushed)
 #   SOURCE     where the workers clone from (default: this repository's `origin`)
+#   RESTARTS   how often it starts again after a process was killed or lost, at most (default: 20)
 #   POLL       seconds between looks at the state of the request (default: 30)
 #
 # It runs on your machine, which may sleep: the slice goes on, and the same command takes it up again.
@@ -44,6 +45,16 @@ if [[ -n ${PROJECT:-} ]]; then where+=(--project "$PROJECT"); fi
 source_url=${SOURCE:-$(git remote get-url origin 2>/dev/null || true)}
 : "${source_url:?set SOURCE: where the workers clone the project from}"
 ref=${REF:-$(git rev-parse HEAD)}
+if [[ -z ${REF:-} && -z $dry_run ]]; then # before anything is booked: what the workers would not get
+  if ! git diff --quiet HEAD; then
+    echo 'tpu_vm.sh: there are changes that are not committed, which the workers do not get: commit and push them, or set REF' >&2
+    exit 2
+  fi
+  if [[ -z $(git branch --remotes --contains "$ref") ]]; then
+    echo "tpu_vm.sh: commit $ref is on no remote branch: push it, or set REF" >&2
+    exit 2
+  fi
+fi
 
 # Compiler flags for TPUs, read by libtpu:
 #   async collective fusion (all-gather, multiple steps)  gathers of the next layer's weights run beside the products
@@ -62,8 +73,16 @@ do_() { # runs a command, or prints it
   fi
 }
 
-state() { # of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty: there is none
-  gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" --format 'value(state.state)' 2>/dev/null || true
+state() { # of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; NONE: there is none; UNKNOWN: no answer
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$TPU" "${where[@]}" --format 'value(state.state)' 2>&1); then
+    echo "${said##*$'\n'}"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo UNKNOWN
+    echo "tpu_vm.sh: no answer on $TPU: ${said##*$'\n'}" >&2
+  fi
 }
 
 create() {
@@ -84,23 +103,33 @@ on_first() { # a script for worker 0
 }
 
 until_active() {
+  local now refused=0
   while true; do
-    case $(state) in
+    now=$(state)
+    case $now in
       ACTIVE) return ;;
-      '') create ;;
-      SUSPENDED | FAILED) # preempted, or never given: a new request takes its place
-        delete
-        create
+      NONE) # one that was refused may have been accepted all the same: the next look tells
+        if create; then refused=0; else refused=$((refused + 1)); fi
+        if ((refused == 3)); then
+          echo "tpu_vm.sh: the request was refused three times; mend what it says and start again" >&2
+          exit 1
+        fi
         ;;
-      *) echo "tpu_vm.sh: $(date +%T) $TPU is $(state)" >&2 ;;
+      SUSPENDED | FAILED) delete || true ;; # preempted, or never given: a new request takes its place
+      UNKNOWN) ;;
+      *) echo "tpu_vm.sh: $(date +%T) $TPU is $now" >&2 ;;
     esac
     sleep "${POLL:-30}"
   done
 }
 
-install="sudo mkdir -p /mnt/runs && (mountpoint -q /mnt/runs || sudo mount -o hard $STORE /mnt/runs) \
+# The images' own Python may be too old, and have no venv: uv brings one. A fresh export belongs to root.
+install="(command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }) \
+&& sudo mkdir -p /mnt/runs && (mountpoint -q /mnt/runs || sudo mount -o hard $STORE /mnt/runs) \
+&& sudo mkdir -p /mnt/runs/$TPU /mnt/runs/xla && sudo chmod 777 /mnt/runs/$TPU /mnt/runs/xla \
 && (test -d jaxprune || git clone -q $(printf %q "$source_url") jaxprune) && cd jaxprune && git fetch -q \
-&& git checkout -q $ref && (test -d .venv || python3 -m venv .venv) && .venv/bin/pip install -q -e '.[tpu]'"
+&& git checkout -q $ref && python3 -m pip install -q --user uv && export PATH=\"\$HOME/.local/bin:\$PATH\" \
+&& (test -d .venv || uv venv -q --python 3.12 .venv) && uv pip install -q -e '.[tpu]'"
 # All workers run the same command, in a session of its own that this connection does not end.
 # What is compiled once is read by all workers, and again after a preemption.
 job="JAX_COMPILATION_CACHE_DIR=/mnt/runs/xla LIBTPU_INIT_ARGS='$flags' .venv/bin/jaxprune $(printf '%q ' "$@")--distributed --workdir /mnt/runs/$TPU; \
@@ -119,6 +148,7 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 
+restarts=0
 while true; do
   until_active
   status=0
@@ -127,10 +157,24 @@ while true; do
     delete
     exit 0
   fi
-  if [[ $(state) == ACTIVE ]] && ((status != 143 && status != 255)); then # 143: told to stop, 255: the connection broke
-    echo "tpu_vm.sh: the run ended with $status; mend it and start again (the slice is kept: it costs)" >&2
-    exit "$status"
+  # 143: told to stop. 255: the connection broke. 75, 137, 139: a process is gone, was killed or crashed. The same command
+  # continues; others are errors that come again, unless they came because the slice went.
+  if [[ $(state) == ACTIVE ]]; then
+    case $status in
+      143 | 255) ;;
+      75 | 137 | 139)
+        restarts=$((restarts + 1))
+        if ((restarts > ${RESTARTS:-20})); then
+          echo "tpu_vm.sh: a process was lost after ${RESTARTS:-20} restarts; see why (the slice is kept: it costs)" >&2
+          exit "$status"
+        fi
+        ;;
+      *)
+        echo "tpu_vm.sh: the run ended with $status; mend it and start again (the slice is kept: it costs)" >&2
+        exit "$status"
+        ;;
+    esac
   fi
-  echo "tpu_vm.sh: the slice or the connection is gone; looking again" >&2
+  echo "tpu_vm.sh: the run ended with $status, or the connection did; looking again" >&2
   sleep "${POLL:-30}"
 done

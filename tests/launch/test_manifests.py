@@ -1,10 +1,14 @@
 """The YAML files of launch/: their fields are those of the APIs, and agree with each other and with the scripts."""
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jaxprune import cli
+from jaxprune.channel import GONE
 
 yaml = pytest.importorskip("yaml", reason="pyyaml is not installed: pip install pyyaml")
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install jsonschema")
@@ -37,7 +41,11 @@ CONTAINER = closed(
     args=each(TEXT),
     env=each(closed("name value", name=TEXT, value=TEXT)),
     ports=each(closed("containerPort", containerPort=COUNT)),
-    resources=closed("limits", limits={"type": "object", "additionalProperties": COUNT}),
+    resources=closed(
+        "limits",
+        limits={"type": "object", "additionalProperties": COUNT},
+        requests=closed("cpu memory", cpu=COUNT, memory=TEXT),
+    ),
     volumeMounts=each(closed("name mountPath", name=TEXT, mountPath=TEXT, readOnly=FLAG)),
 )
 POD = closed(
@@ -61,6 +69,21 @@ JOB = closed(
     completions=COUNT,
     completionMode={"const": "Indexed"},
     backoffLimit={"type": "integer", "minimum": 0},
+    podFailurePolicy=closed(
+        "rules",
+        rules=each(
+            closed(
+                "action onExitCodes",
+                action={"const": "FailJob"},
+                onExitCodes=closed(
+                    "operator values",
+                    containerName={"const": "jaxprune"},
+                    operator={"enum": ["In", "NotIn"]},
+                    values=each(COUNT),
+                ),
+            )
+        ),
+    ),
     template=closed("spec", spec=POD),
 )
 JOBSET = closed(
@@ -70,7 +93,20 @@ JOBSET = closed(
     metadata=closed("name", name=TEXT, annotations=ROWS),
     spec=closed(
         "replicatedJobs failurePolicy",
-        failurePolicy=closed("maxRestarts", maxRestarts=COUNT),
+        failurePolicy=closed(
+            "maxRestarts",
+            maxRestarts=COUNT,
+            rules=each(
+                closed(
+                    "name action",
+                    name=TEXT,
+                    action={"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
+                    onJobFailureReasons=each(
+                        {"enum": ["BackoffLimitExceeded", "FailedIndexes", "PodFailurePolicy"]}
+                    ),
+                )
+            ),
+        ),
         network=closed("enableDNSHostnames", enableDNSHostnames=FLAG),
         replicatedJobs=each(
             closed("name replicas template", name=TEXT, replicas=COUNT, template=closed("spec", spec=JOB))
@@ -85,6 +121,7 @@ SKYPILOT = closed(
     resources=closed(
         "accelerators",
         accelerators=TEXT,
+        infra=TEXT,
         use_spot=FLAG,
         disk_size=COUNT,
         job_recovery=closed("strategy", strategy=TEXT, recover_on_exit_codes=each({"type": "integer"})),
@@ -147,6 +184,40 @@ def test_a_slice_has_as_many_hosts_as_its_topology():
     chips = int(sides[0]) * int(sides[1])
     assert job["parallelism"] * main["resources"]["limits"]["google.com/tpu"] == chips
     assert "--distributed" in main["args"]
+
+
+@pytest.mark.parametrize("name", ["gke_tpu.yaml", "gke_gpu.yaml", "skypilot.yaml"])
+def test_what_an_error_ends_and_what_comes_again(name):
+    """Statuses of `jaxprune`: 1 and 2 are errors; a process that is gone, killed or stopped starts again."""
+    again = {GONE, 128 + signal.SIGKILL, 128 + signal.SIGSEGV, 128 + signal.SIGTERM}
+    content = read(name)
+    if name == "skypilot.yaml":
+        assert set(content["resources"]["job_recovery"]["recover_on_exit_codes"]) == again
+        return
+    (rule,) = container(content)[0]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": "jaxprune", "operator": "In", "values": [1, 2]}
+    (of_set,) = content["spec"]["failurePolicy"]["rules"]
+    assert (of_set["action"], of_set["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+
+
+def test_what_skypilot_books_holds_what_it_runs(capsys):
+    content = read("skypilot.yaml")
+    kind, n = content["resources"]["accelerators"].lower().split(":")
+    path, options = content["envs"]["CONFIG"], content["envs"]["OPTIONS"].split()
+    fits = cli.main(["compile", str(LAUNCH.parent / path), "--topology", f"{kind}-{n}", *options])
+    assert fits == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(f"final_{size}", name) for size in ("1b", "3b", "7b") for name in ("h100-8", "h200-1")],
+)
+def test_presets_fit_the_gpus_of_their_tables(config, name, capsys):
+    """Every step of the pipeline, with the settings of the row."""
+    path = LAUNCH.parent / "configs" / f"{config}.py"
+    (row,) = [line for line in path.read_text().splitlines() if line.startswith(f"| {name} |")]
+    options = row.split("|")[2].strip(" `").split()
+    assert cli.main(["compile", str(path), "--topology", name, *options]) == 0, capsys.readouterr()
 
 
 def test_compiler_flags_are_the_same_everywhere():

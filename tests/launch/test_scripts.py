@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,11 @@ def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
 
 def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
     (per_gpu,) = commands(call("slurm.sh", "run", "c.py", "--workdir", "a b", DRY_RUN="1", VENV="/v"))
-    assert per_gpu == [
+    *environment, share, cache = per_gpu[:4]
+    assert environment[0] == "env" and environment[1].startswith("XLA_FLAGS=")
+    assert environment[1].endswith(" --xla_gpu_enable_latency_hiding_scheduler=true")
+    assert share == "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" and cache.startswith("JAX_COMPILATION_CACHE_DIR=/")
+    assert per_gpu[4:] == [
         "srun",
         "--kill-on-bad-exit=0",
         "/v/bin/jaxprune",
@@ -130,11 +136,24 @@ def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(143, True), (1, False), (0, False)])
-def test_slurm_requeues_what_was_saved_and_nothing_else(tmp_path, status, requeued):
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [
+        (143, 0, True),
+        (75, 0, True),
+        (137, 19, True),
+        (139, 20, False),
+        (143, 20, True),
+        (1, 0, False),
+        (0, 0, False),
+    ],
+)
+def test_slurm_requeues_what_was_saved_or_lost_and_nothing_else(tmp_path, status, restarts, requeued):
     fake(tmp_path, "srun", f"exit {status}")
     fake(tmp_path, "scontrol", "")
-    done = call("slurm.sh", "run", "c.py", path=tmp_path, SLURM_JOB_ID="77")
+    done = call(
+        "slurm.sh", "run", "c.py", path=tmp_path, SLURM_JOB_ID="77", SLURM_RESTART_COUNT=str(restarts)
+    )
     assert done.returncode == status
     assert (["scontrol", "requeue", "77"] in calls(tmp_path)) == requeued
 
@@ -157,28 +176,112 @@ def test_tpu_dry_run_quotes_a_command_all_the_way_to_the_workers():
 GCLOUD = """
 state="{folder}/state"
 case "$*" in
-  *describe*) cat "$state" 2>/dev/null ;;
-  *create*) echo ACTIVE > "$state" ;;
+  *describe*) cat "$state" 2>/dev/null || {{ echo "ERROR: (gcloud) NOT_FOUND: Resource was not found" >&2; exit 1; }}
+     if [[ $(<"$state") == MUTE ]]; then echo ACTIVE > "$state"; echo "ERROR: no network" >&2; exit 1; fi ;;
+  *create*) if [[ -n "{refuses}" ]]; then exit 1; fi; echo ACTIVE > "$state" ;;
   *delete*) rm -f "$state" ;;
   *"--worker 0"*) n=$(cat "{folder}/n" 2>/dev/null || echo 0); echo $((n + 1)) > "{folder}/n"
-     set -- {outcomes}; shift "$n"; [[ $1 == preempted ]] && echo SUSPENDED > "$state" && exit 255; exit "$1" ;;
+     set -- {outcomes}; shift "$n"; [[ $1 == preempted ]] && echo SUSPENDED > "$state" && exit 255
+     [[ $1 == mute ]] && echo MUTE > "$state" && exit 255; exit "$1" ;;
 esac
 """
 
 
 @pytest.mark.parametrize(
     ("outcomes", "status", "created"),
-    [("0", 0, 1), ("preempted 0", 0, 2), ("255 0", 0, 1), ("preempted preempted 143 0", 0, 3), ("1", 1, 1)],
+    [
+        ("0", 0, 1),
+        ("preempted 0", 0, 2),
+        ("255 0", 0, 1),
+        ("preempted preempted 143 0", 0, 3),
+        ("1", 1, 1),
+        ("75 137 0", 0, 1),
+        ("75 75 75", 75, 1),
+        ("mute 0", 0, 1),
+    ],
 )
 def test_tpu_slices_are_made_again_until_the_run_is_done(tmp_path, outcomes, status, created):
-    fake(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path, outcomes=outcomes))
-    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
+    fake(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path, outcomes=outcomes, refuses=""))
+    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, RESTARTS="2", **TPU)
     assert done.returncode == status, done.stderr
     made = [call for call in calls(tmp_path) if "create" in call]
     assert len(made) == created
     assert made[0][made[0].index("--accelerator-type") + 1] == "v5litepod-256" and "--spot" in made[0]
     # Nothing is left to pay for, unless there is something to look at.
     assert (tmp_path / "state").exists() == (status != 0)
+
+
+def test_a_tpu_that_is_refused_is_not_asked_for_forever(tmp_path):
+    fake(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path, outcomes="0", refuses="1"))
+    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
+    assert done.returncode == 1 and "refused three times" in done.stderr
+    assert sum("create" in call for call in calls(tmp_path)) == 3
+
+
+def test_nothing_is_booked_for_code_that_the_workers_would_not_get(tmp_path):
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", *who, *words], cwd=tmp_path / "clone", check=True, capture_output=True)
+
+    (tmp_path / "clone").mkdir()
+    git("init", "-q")
+    shutil.copytree(LAUNCH, tmp_path / "clone" / "launch")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    git("remote", "add", "origin", str(tmp_path / "clone"))
+    fake(tmp_path, "gcloud", GCLOUD.format(folder=tmp_path, outcomes="0", refuses="1"))
+
+    def start() -> str:
+        known = TPU | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        del known["REF"]
+        done = subprocess.run(
+            ["bash", "launch/tpu_vm.sh", "run", "c.py"], cwd=tmp_path / "clone", env=os.environ | known,
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode != 0
+        return done.stderr
+
+    assert "is on no remote branch: push it" in start()
+    git("fetch", "-q", "origin")
+    assert "refused three times" in start()  # by the cloud, which was asked only now
+    assert sum("create" in call for call in calls(tmp_path)) == 3
+    (tmp_path / "clone" / "launch" / "README.md").write_text("changed")
+    assert "changes that are not committed" in start()
+
+
+def test_what_a_worker_is_told_is_sound_shell():
+    lines = commands(call("tpu_vm.sh", "--dry-run", "run", "my config.py", "--name", "it's", **TPU))
+    told = [line[line.index("--command") + 1] for line in lines if "--command" in line]
+    assert len(told) == 3
+    for script in told:
+        done = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert 'PATH="$HOME/.local/bin:$PATH"' in told[0]
+
+
+def test_one_interrupt_from_the_terminal_saves(tmp_path):
+    """As Ctrl-C: the terminal signals the whole group, this script and the command."""
+    corpus = write_corpus(tmp_path / "corpus", documents=60)
+    fake(tmp_path / "bin", "jaxprune", f'exec {shlex.quote(sys.executable)} -m jaxprune.cli "$@"')
+    workdir = tmp_path / "run"
+    command = ["train", str(ROOT / "tests" / "tiny.py"), "--only", "reference", "--corpus.sources", str(corpus),
+               "--workdir", str(workdir), "--reference.tokens", "10_000_000"]  # fmt: skip
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    prepared = subprocess.run(
+        [sys.executable, "-m", "jaxprune.cli", "prepare", *command[1:2], *command[4:8]], capture_output=True
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    process = subprocess.Popen(
+        ["bash", str(LAUNCH / "local.sh"), *command], env=environment, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    lines = workdir / "train" / "reference.partial" / "metrics.jsonl"
+    while process.poll() is None and not (lines.exists() and lines.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 130, said
+    assert "train reference: saved after step" in said
 
 
 def test_compiler_flags_of_gpus_are_known_to_xla():
