@@ -12,7 +12,7 @@ sends: the step takes the larger one at least, and their sum if neither hides th
 
 | chips | settings to add | memory a chip | products | links | tokens/s at most |
 |---|---|---|---|---|---|
-| v5e-256 | `--mesh.replica 2` | 8.9 of 15.8 GiB | 1.79 s | 1.081 s | 1,174k |
+| v5e-256 | `--mesh.replica 2` | 8.9 of 15.8 GiB | 1.79 s | 1.113 s | 1,174k |
 | v5p-128 | `--mesh.replica 2 --final.microbatches 2` | 48.0 of 95.7 GiB | 3.07 s | 0.180 s | 684k |
 | v6e-256 | `--mesh.replica 2 --final.microbatches 2` | 14.5 of 31.2 GiB | 0.38 s | 0.264 s | 5,470k |
 | h100-8 | `--final.microbatches 16` | ~ 54.9 of 73.2 GiB | 11.39 s | 1.662 s | 184k |

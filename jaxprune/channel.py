@@ -179,7 +179,8 @@ def _call(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]:
         refusal = _gather(server, place, here, hosts, channels)
     ordered = [hosts.get(index, "") for index in range(place.processes)]
     for channel in channels.values():
-        channel.send({"hosts": ordered} if refusal is None else {"refused": str(refusal)})
+        refused = {"refused": str(refusal), "again": isinstance(refusal, TimeoutError)}
+        channel.send({"hosts": ordered} if refusal is None else refused)
     if refusal is not None:
         raise refusal
     return ordered, channels
@@ -222,7 +223,7 @@ def _gather(
         else:
             hosts[index], channels[index] = there["host"], channel
             continue
-        channel.send({"refused": f"{name} {problem}"})
+        channel.send({"refused": f"{name} {problem}", "again": False})
         return ValueError(f"{name} {problem}")
     return None
 
@@ -248,7 +249,7 @@ def _answer(place: Place, here: Message) -> tuple[list[str], dict[int, Channel]]
                 f"process {place.process} has lost process 0 at {place.coordinator}: start all again"
             )
         if "refused" in answer:
-            raise ValueError(answer["refused"])
+            raise (TimeoutError if answer["again"] else ValueError)(answer["refused"])
         return answer["hosts"], {0: channel}
 
 

@@ -317,3 +317,15 @@ def test_a_reader_that_has_enough_is_no_error():
     )
     assert (done.returncode, done.stderr) in ((141, ""), (0, ""))
     assert done.stdout == "--name quickstart\n"
+
+
+def test_sigterm_ends_a_command_that_has_nothing_to_save(tmp_path):
+    """By a handler: the first process of a container has no default."""
+    script = "from jaxprune import cli; import time; cli.main = lambda: print('on', flush=True) or time.sleep(60); cli.entry()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    process.terminate()
+    assert process.communicate(timeout=30)[1] == "stopped: the same command continues where it was\n"
+    assert process.returncode == 143
