@@ -214,6 +214,29 @@ def test_full_remat_keeps_the_input_of_each_layer_and_no_more():
     assert four - two == 2 * rows * context * width * size
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What a mesh is made of on nodes of four."""
+
+    id: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+    @property
+    def slice_index(self) -> int:
+        return self.id // 4
+
+    process_index = slice_index
+
+
+@pytest.mark.parametrize(("replica", "fsdp"), [(1, 8), (2, 4), (4, 2)])
+def test_nodes_of_gpus_may_share_parameters(replica, fsdp):
+    """Where a model needs it; copies lie within nodes where they fit there."""
+    mesh = make_mesh(config.Mesh(replica=replica, fsdp=fsdp), [Gpu(number) for number in range(8)])
+    nodes = [{gpu.slice_index for gpu in copy.flat} for copy in mesh.devices]
+    assert all(len(of) == max(fsdp // 4, 1) for of in nodes)
+
+
 def test_the_least_time_falls_with_chips_and_names_its_cause():
     one = report.estimated(program(), topology.find("h100-1"))
     eight = report.estimated(program(), topology.find("h100-8"))
