@@ -2,8 +2,10 @@
 
 import threading
 
+import grain
 import numpy as np
 import pytest
+from absl import flags
 from stores import numbered_store
 
 from jaxprune.data.loader import Loader
@@ -59,6 +61,18 @@ def test_batches_come_in_the_order_of_steps(make_source, open_loader, prefetch):
     for step in range(STEPS):
         assert loader.step == step
         assert_same(next(loader), source[step])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_worker_processes_of_grain_make_the_same_batches(make_source, workers):
+    """Ours has none, since a memory map needs none; a pipeline of one's own may have any number."""
+    flags.FLAGS.mark_as_parsed()  # which Grain's workers read
+    source = make_source(FIRST, *LATER)
+    steps = grain.MapDataset.source(source)[:STEPS].to_iter_dataset()
+    batches = list(steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    assert len(batches) == STEPS
+    for step, batch in enumerate(batches):
+        assert_same(batch, source[step])
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
