@@ -123,7 +123,8 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     # Quiet the libraries' own chatter; errors still come through.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Of each GPU, for XLA; NCCL and cuDNN take theirs from the rest. JAX's own is 0.75.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_SHARE))
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its name of before, which is refused beside it
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(GPU_SHARE))
     if options.command in ("run", "train", "score", "evaluate", "audit", "mix swarm"):
         from jaxprune.allocator import keep_freed_memory
 

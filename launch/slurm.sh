@@ -37,8 +37,6 @@ fi
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
 # What is compiled once is read by all nodes, and again after a requeue.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/jaxprune/xla}"
-# A share of each GPU's memory for XLA; NCCL and cuDNN take theirs from the rest.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 
 submitted_from=${SLURM_SUBMIT_DIR:-$PWD}
 venv=${VENV:-$submitted_from/.venv}
@@ -62,7 +60,7 @@ case ${TASKS:-gpu} in
 esac
 
 if [[ -n ${DRY_RUN:-} ]]; then
-  printf '%q ' env "XLA_FLAGS=$XLA_FLAGS" "XLA_PYTHON_CLIENT_MEM_FRACTION=$XLA_PYTHON_CLIENT_MEM_FRACTION" \
+  printf '%q ' env "XLA_FLAGS=$XLA_FLAGS" \
     "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR" "${step[@]}"
   echo
   exit 0

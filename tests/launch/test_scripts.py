@@ -95,11 +95,11 @@ def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
 
 def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
     (per_gpu,) = commands(call("slurm.sh", "run", "c.py", "--workdir", "a b", DRY_RUN="1", VENV="/v"))
-    *environment, share, cache = per_gpu[:4]
+    *environment, cache = per_gpu[:3]
     assert environment[0] == "env" and environment[1].startswith("XLA_FLAGS=")
     assert environment[1].endswith(" --xla_gpu_enable_latency_hiding_scheduler=true")
-    assert share == "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" and cache.startswith("JAX_COMPILATION_CACHE_DIR=/")
-    assert per_gpu[4:] == [
+    assert cache.startswith("JAX_COMPILATION_CACHE_DIR=/")
+    assert per_gpu[3:] == [
         "srun",
         "--kill-on-bad-exit=0",
         "/v/bin/jaxprune",
