@@ -80,9 +80,8 @@ def test_chips_send_what_the_arithmetic_says(name, sizes):
     """Loops that the compiler unrolls in part, collectives that it splits, sums that it scatters, and slices."""
     target = topology.find(name)
     mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]), topology.devices(target))
-    large = ["--final.model.d_model", "512", "--final.model.n_heads", "8", "--final.model.n_layers", "4",
-             "--final.model.context", "512", "--final.batch_rows", "16"]  # fmt: skip
-    step = make_program("train", load(TINY, large), mesh, 4096)
+    layers = ["--final.model.n_heads", "4", "--final.model.n_layers", "3", "--final.batch_rows", "16"]
+    step = make_program("train", load(TINY, [*MEDIUM, *layers]), mesh, 512)
     compiled, expected = (
         {c.kind: c for c in found}
         for found in (
