@@ -34,7 +34,7 @@ class Bounded(Strategy):
     """Tokens of a step."""
 
     @property
-    def signal(self) -> Signal:  # type: ignore[override]
+    def signal(self) -> Signal:
         """That of the strategy."""
         return self.inner.signal
 

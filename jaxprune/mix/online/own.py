@@ -32,7 +32,7 @@ class Own(Strategy):
     n_domains: int
 
     @property
-    def signal(self) -> Signal:  # type: ignore[override]
+    def signal(self) -> Signal:
         """That of the strategy."""
         return self.inner.signal
 
