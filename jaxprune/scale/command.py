@@ -51,8 +51,8 @@ def run(
             raise ValueError(
                 f"--json is {file}, which cannot be written: name a file in a folder that can be"
             )
-    # Only a TPU's compiler works without one; a GPU's programs are traced on as many CPU devices.
-    n_cpus = max([1, *(t.n_chips for t in found if t.chip.platform != "tpu")])
+    # What is only estimated is traced on as many CPU devices.
+    n_cpus = max([1, *(t.n_chips for t in found if not topology.has_compiler(t))])
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not asked
@@ -64,15 +64,19 @@ def run(
     vocab_size, n_domains = vocabulary(config, workdir)
     reports: list[Report] = []
     for target in found:
-        if target.chip.platform == "tpu":
+        can_compile = topology.has_compiler(target)
+        if can_compile:
             devices = topology.devices(target)
         else:
+            say(
+                f"{target.name}: estimated; with jaxprune[cuda] installed it is compiled for, and needs no GPU"
+            )
             devices = jax.devices("cpu")[: target.n_chips]
             if len(devices) < target.n_chips:
                 raise ValueError(
                     f"{target.name} has {target.n_chips} chips, and JAX was started with {len(devices)} CPU devices"
                 )
-        asked = config if target.chip.platform == "tpu" else _traceable(config)
+        asked = config if can_compile else _traceable(config)
         if suggest:
             reports += _suggest(asked, target, devices, vocab_size, suggest)
         else:
@@ -110,7 +114,7 @@ def _reports(
     reports = []
     for name in only:
         program = make_program(name, config, mesh, *sizes)
-        if target.chip.platform == "tpu":
+        if topology.has_compiler(target):
             say(f"{name}: compiling for {target.name}")
             reports.append(report.compile(program, target))
         else:
@@ -122,7 +126,7 @@ def _reports(
 def _suggest(config: Config, target: Topology, devices: Any, vocab_size: int, wanted: int) -> list[Report]:
     from jaxprune.scale.suggest import describe, search
 
-    can_compile = target.chip.platform == "tpu"
+    can_compile = topology.has_compiler(target)
     tried, n_all = search(config, target, devices, vocab_size, wanted=wanted, can_compile=can_compile)
     table = Table(
         "layout", "memory a chip", "estimate", "fits", "step at least", "MFU at most",
@@ -165,7 +169,7 @@ def _show(target: Topology, reports: Sequence[Report]) -> None:
     row(
         f"  of {_gib(chip.memory)}", [f"{_gib(r.used)}: {'fits' if r.fits else 'TOO LARGE'}" for r in reports]
     )
-    row("a chip sends", ["estimated" if r.how == "estimated" or not r.fits else "compiled" for r in reports])
+    row("a chip sends", [r.counted for r in reports])
     kinds = dict.fromkeys((c.kind, c.over) for r in reports for c in r.collectives)
     for kind, over in kinds:
         cells = []

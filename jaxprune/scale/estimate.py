@@ -6,13 +6,12 @@ Dimensions: B rows of a microbatch, T positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import jax
 
 from jaxprune.model.sharding import ROWS
 from jaxprune.model.transformer import padded_vocab
-from jaxprune.scale.hlo import Collective
+from jaxprune.scale.hlo import Collective, shares
 from jaxprune.scale.program import Program, bytes_per_chip, kept_by_a_layer, kept_for_backward
 from jaxprune.scale.topology import Topology
 
@@ -47,8 +46,7 @@ def temporaries(program: Program) -> int:
 def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
     """What a device sends in a step, if parameters are gathered for each use and gradients scattered once a microbatch.
 
-    Heads and MLP that are cut over `tensor` are summed twice a layer and pass, and what is cut with the vocabulary once. As `hlo.collectives` counts; where slices
-    or nodes share parameters, what passes between two of them is shared by the devices of each.
+    Heads and MLP that are cut over `tensor` are summed twice a layer and pass, and what is cut with the vocabulary once. As `hlo.shares` counts.
     """
     chips = topology.n_chips // topology.slices
     mesh, model = program.mesh, program.run.model
@@ -67,29 +65,31 @@ def collectives(program: Program, topology: Topology) -> tuple[Collective, ...]:
     stream = rows * model.context * model.d_model * width  # the residual stream of a device's rows
     found: list[Collective] = []
 
-    def add(kind: str, count: int, size: float, over: Literal["links", "network"] = "links") -> None:
-        if size:
-            found.append(
-                Collective(kind=kind, count=count * microbatches, bytes=round(size * microbatches), over=over)
-            )
+    def add(kind: str, count: int, size: float, n: int, nodes: int) -> None:
+        for over, share in zip(("links", "network"), shares(kind, n, nodes), strict=True):
+            if share * size:
+                found.append(
+                    Collective(
+                        kind=kind,
+                        count=count * microbatches,
+                        bytes=round(size * share * microbatches),
+                        over=over,
+                    )
+                )
 
     spanned = -(-fsdp * tensor // chips)  # slices or nodes that share the parameters
-    between = (spanned - 1) / spanned / chips
-    add("all-gather", n_gathered, gathered * (fsdp - 1) / fsdp)
-    add("all-gather", n_gathered, gathered * between, "network")
-    add("all-to-all", passes, passes * stream * (fsdp - 1) / fsdp)
+    copies = topology.slices // spanned  # of those, with copies of them
+    add("all-gather", n_gathered, gathered, fsdp, spanned)
+    add("all-to-all", passes, passes * stream, fsdp, spanned)
     again = 1 if model.remat == "full" and program.is_training else 0
     sums = 2 * model.n_layers * (passes + again) + (passes - 1)  # the last of the unembedding's backward pass
     of_loss = (
         3 * 4 * rows * model.context
     )  # the largest logit, the sum of exponentials, the logit of the target
     looked_up = 4 * rows * model.context * model.d_model  # in float32, as the table is
-    summed = sums * stream + of_loss + looked_up
-    add("all-reduce", sums + 4, 2 * summed * (tensor - 1) / tensor)
+    add("all-reduce", sums + 4, sums * stream + of_loss + looked_up, tensor, 1)
     if program.is_training:
-        add("reduce-scatter", n_scattered, scattered * (fsdp - 1) / fsdp)
-        add("reduce-scatter", n_scattered, scattered * between, "network")
+        add("reduce-scatter", n_scattered, scattered, fsdp, spanned)
         # Of the part of each gradient that is left on a device.
-        over = "network" if topology.slices > 1 else "links"
-        add("all-reduce", n_scattered, 2 * scattered / fsdp * (replica - 1) / replica, over)
+        add("all-reduce", n_scattered, scattered / fsdp, replica, copies)
     return tuple(found)

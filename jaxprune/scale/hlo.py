@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # others name their width: f32, bf16, s4, f8e4m3fn
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "send")
 _FAMILY = re.compile(r"all-|reduce-scatter|collective-|ragged-all-to-all")
@@ -24,6 +26,7 @@ _CALLED = re.compile(
 
 
 Computations = dict[str, dict[str, str]]
+Over = Literal["links", "network"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,21 +36,35 @@ class Collective:
     kind: str
     count: int  # executions
     bytes: int  # that a device sends in all of them
-    over: Literal["links", "network"] = "links"  # of the slice or node, or to other slices and nodes
+    over: Over = "links"  # of the slice or node, or to other slices and nodes
 
 
-def collectives(text: str) -> tuple[Collective, ...]:
-    """Of a program, largest first.
+def shares(kind: str, n: int, nodes: int = 1) -> tuple[float, float]:
+    """What a device of a group of n sends of the whole array, over the links of its node and over the network.
 
-    A device sends (n - 1) / n of the whole array for a gather, a scatter and an exchange among n devices, twice that for
-    a reduction that all of them get, and all of it for a permutation: what a ring sends, and no algorithm less.
+    (n - 1) / n for a gather, a scatter and an exchange, twice that for a reduction that all of them get: what a ring sends,
+    and no algorithm less. Of a group that lies on several nodes, in equal parts, each node's devices share what passes to
+    the others.
+    """
+    inside = n / nodes
+    if kind == "all-to-all":
+        return (inside - 1) / n, (n - inside) / n
+    twice = 2 if kind == "all-reduce" else 1
+    return twice * (inside - 1) / inside, twice * (nodes - 1) / nodes / inside
+
+
+def collectives(text: str, node: int | None = None) -> tuple[Collective, ...]:
+    """Of a program, largest first, as `shares` counts; a permutation sends all of its array.
+
+    `node`: how many devices one has, of which the next one's follow (None: all devices are linked, and the network is
+    where the program itself says `send`, as a TPU's between slices).
 
     Raises:
       ValueError: the text is in a form that this does not know (a new version of XLA).
     """
     computations, entry = _computations(text)
-    count: Counter[str] = Counter()
-    sent: Counter[str] = Counter()
+    count: Counter[tuple[str, Over]] = Counter()
+    sent: Counter[tuple[str, Over]] = Counter()
 
     def visit(name: str, times: int, seen: set[tuple[str, str]]) -> None:
         for instruction in computations[name].values():
@@ -55,8 +72,9 @@ def collectives(text: str) -> tuple[Collective, ...]:
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 instruction, kind = _scattered(instruction), "reduce-scatter"
             if kind is not None and not _is_repeated(kind, instruction, seen):
-                count[kind] += times
-                sent[kind] += times * _sent(kind, instruction)
+                for over, size in _sent(kind, instruction, node).items():
+                    count[kind, over] += times
+                    sent[kind, over] += times * size
             is_loop = " while(" in instruction
             turns = times * _trips(instruction, name, computations) if is_loop else times
             for called in _called(instruction):
@@ -65,8 +83,8 @@ def collectives(text: str) -> tuple[Collective, ...]:
 
     visit(entry, 1, set())
     return tuple(
-        Collective(kind=kind, count=count[kind], bytes=size, over="network" if kind == "send" else "links")
-        for kind, size in sent.most_common()
+        Collective(kind=kind, count=count[kind, over], bytes=size, over=over)
+        for (kind, over), size in sent.most_common()
     )
 
 
@@ -156,27 +174,35 @@ def _constant(name: str, instructions: dict[str, str]) -> int | None:
     return _constant(found[1], instructions) if found else None
 
 
-def _sent(kind: str, instruction: str) -> int:
+def _sent(kind: str, instruction: str, node: int | None) -> dict[Over, int]:
     """Bytes that one device sends in one execution."""
     head = instruction.split(f" {kind}", 1)[0]
     shapes = _SHAPE.findall(head)
     is_start = f" {kind}-start(" in instruction
     if kind == "send":
-        return _size(*shapes[0])
+        return {"network": _size(*shapes[0])}
     if kind == "collective-permute":
         sizes = [_size(*shape) for shape in shapes if shape != ("u32", "")]  # those are its context
-        return sum(sizes) // (2 if is_start else 1)  # operands and results
+        pairs = re.findall(r"\{(\d+),(\d+)\}", instruction.split("source_target_pairs=", 1)[1])
+        leaves = node is not None and any(int(a) // node != int(b) // node for a, b in pairs)
+        return {
+            "network" if leaves else "links": sum(sizes) // (2 if is_start else 1)
+        }  # operands and results
     sizes = [_size(*shape) for shape in shapes]
     if is_start and kind == "all-gather":
         size = sum(sizes[len(sizes) // 2 :])  # operands first, then results
-    elif is_start and kind != "all-reduce":
+    elif is_start and (kind != "all-reduce" or head.startswith("((")):  # of a sum, not in all versions
         size = sum(sizes[: len(sizes) // 2])
     else:
         size = sum(sizes)
-    n = _group(instruction)
+    group = _group(instruction)
+    n = len(group)
     if kind == "reduce-scatter" and not is_start:
         size *= n  # the result is a part
-    return round(size * (n - 1) / n * (2 if kind == "all-reduce" else 1))
+    nodes = 1 if node is None else len({device // node for device in group})
+    links, network = shares(kind, n, nodes)
+    sent: dict[Over, int] = {"links": round(size * links), "network": round(size * network)}
+    return {over: of for over, of in sent.items() if of} or {"links": 0}
 
 
 def _size(kind: str, dimensions: str) -> int:
@@ -187,21 +213,43 @@ def _size(kind: str, dimensions: str) -> int:
     return bits * math.prod(int(size) for size in dimensions.split(",") if size) // 8
 
 
-def _group(instruction: str) -> int:
-    """Devices of a group, in the three ways in which groups are written."""
+def _group(instruction: str) -> list[int]:
+    """Devices of the first group, in the three ways in which groups are written: those of a mesh along some of its axes (an
+    axis may be cut, `'a':(2)4` is the middle of 2 x 4 x the rest), rows of a reshaped and transposed range, and lists."""
     if found := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", instruction
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
+        instruction,
     ):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
-        return math.prod(int(part) if part else sizes[name] for name, part in axes)
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", instruction):
-        return int(found[1])
+        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])]
+        named = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[4])
+        sizes, take = [], []
+        for name, size in axes:
+            before = 1
+            for _, skipped, part in sorted(
+                (of for of in named if of[0] == name), key=lambda of: int(of[1] or 1)
+            ):
+                gap, part = int(skipped or 1) // before, int(part or size)
+                sizes += [gap, part]
+                take += [0, slice(None)]
+                before *= gap * part
+            sizes.append(size // before)
+            take.append(0)
+        total = math.prod(size for _, size in axes)
+        return _range(found[2] or str(total), found[3]).reshape(sizes)[tuple(take)].flatten().tolist()
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", instruction):
+        return _range(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist()
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction):
-        return found[1].count(",") + 1
+        return [int(device) for device in found[1].split(",")]
     raise ValueError(
         f"the groups of a collective are written in a form that is not known here: {instruction[:300]}"
     )
+
+
+def _range(shape: str, order: str | None) -> np.ndarray:
+    """Devices from 0 on in this shape, with its axes in this order."""
+    sizes = [int(size) for size in shape.split(",")]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    return devices if order is None else devices.transpose([int(axis) for axis in order.split(",")])
 
 
 def memory(compiled: Any) -> dict[str, int]:

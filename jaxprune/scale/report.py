@@ -40,6 +40,9 @@ class Report:
     tokens: int
     peak_flops: float  # of all chips, FLOP/s
     collectives: tuple[Collective, ...]
+    counted: Literal[
+        "compiled", "estimated"
+    ]  # how they were: of a program that a TPU's compiler refuses there are none
     seconds: dict[str, float]  # the least of a step, by what bounds it
 
     @property
@@ -74,6 +77,7 @@ def compile(program: Program, topology: Topology) -> Report:
     """Compiles, and reports on what the compiler made; a program that is too large is reported as that.
 
     Raises:
+      ValueError: it calls a library that is not installed.
       JaxRuntimeError: it does not compile for another reason.
     """
     begin = time.perf_counter()
@@ -85,15 +89,23 @@ def compile(program: Program, topology: Topology) -> Report:
             raise
         return _report(
             program, topology, "compiled", time.perf_counter() - begin, estimate.collectives(program, topology),
-            temporaries=temporaries,
+            temporaries=temporaries, counted="estimated",
         )  # fmt: skip
+    except RuntimeError as error:  # of tracing
+        if "cuDNN not found" not in str(error):
+            raise
+        raise ValueError(
+            f"compiling {program.name} for {topology.name} needs cuDNN, whose attention it calls, and it is not installed: "
+            "pip install 'jaxprune[cuda]', or set model.attention to xla"
+        ) from None
     memory = hlo.memory(compiled)
+    node = topology.n_chips // topology.slices if topology.chip.platform == "gpu" else None
     return _report(
         program,
         topology,
         "compiled",
         time.perf_counter() - begin,
-        hlo.collectives(compiled.as_text() or ""),
+        hlo.collectives(compiled.as_text() or "", node),
         temporaries=memory["temporaries"] + memory["results"],
         padding=memory["arguments"] - _arguments(program),
         code=memory["code"],
@@ -122,6 +134,7 @@ def _report(
     temporaries: int,
     padding: int = 0,
     code: int = 0,
+    counted: Literal["compiled", "estimated"] | None = None,
 ) -> Report:
     model, chip = program.run.model, topology.chip
     kept = kept_for_backward(program) if program.is_training else 0
@@ -153,6 +166,7 @@ def _report(
         tokens=program.tokens,
         peak_flops=topology.n_chips * chip.peak_flops,
         collectives=collectives,
+        counted=counted or how,
         seconds={
             "compute": executed * program.tokens / topology.n_chips / chip.peak_flops,
             "memory": touched / chip.memory_bandwidth,

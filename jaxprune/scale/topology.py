@@ -10,6 +10,7 @@ that libtpu 0.0.42 names when a program is too large, and the share of a GPU's t
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ _SHAPES: dict[str, dict[int, tuple[int, ...]]] = {
     "h200": {n: (n,) for n in (1, 2, 4, 8)},
 }  # fmt: skip
 _ALIASES = {"v5litepod": "v5e"}
+_GPU_NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}  # as CUDA names them
 
 
 def find(name: str) -> Topology:
@@ -110,14 +112,24 @@ def find(name: str) -> Topology:
     return Topology(name=name, chip=CHIPS[kind], grid=shapes[size], slices=slices)
 
 
+def has_compiler(topology: Topology) -> bool:
+    """Whether programs are compiled for it (TPUs: always, and `devices` says what is missing) or estimated.
+
+    GPUs: if JAX's plugin for NVIDIA's is installed, which compiles without a GPU.
+    """
+    return topology.chip.platform == "tpu" or _cuda() is not None
+
+
 def devices(topology: Topology) -> Sequence[Any]:
-    """The devices of a TPU topology, which XLA compiles for and which cannot run anything.
+    """The devices of a topology, which XLA compiles for and which cannot run anything.
 
     Raises:
-      ValueError: it is not one of TPUs, or libtpu is not installed or refuses it.
+      ValueError: the compiler is not installed, or refuses the topology.
     """
-    if topology.chip.platform != "tpu":
-        raise ValueError(f"{topology.name} is not a TPU topology, and only libtpu compiles without a device")
+    return _tpus(topology) if topology.chip.platform == "tpu" else _gpus(topology)
+
+
+def _tpus(topology: Topology) -> Sequence[Any]:
     # libtpu is told not to look for the machine's own TPU, nor for other processes that have it open.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -125,19 +137,93 @@ def devices(topology: Topology) -> Sequence[Any]:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
-    kind = next(kind for kind, chip in CHIPS.items() if chip is topology.chip)
     shape = "x".join(map(str, topology.grid))
     more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.grid == (1, 1):  # a slice of one chip, of a host that has four
         more["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        return topologies.get_topology_desc(f"{kind}:{shape}", "tpu", **more).devices
+        return topologies.get_topology_desc(f"{_kind(topology)}:{shape}", "tpu", **more).devices
     except Exception as error:  # JaxRuntimeError, or what a missing plugin raises
         if "not installed" in str(error):
             raise ValueError(
                 f"compiling for {topology.name} needs libtpu: pip install 'jaxprune[tpu]'"
             ) from None
         raise ValueError(f"libtpu refuses the topology {topology.name}: {_first_line(error)}") from None
+
+
+def _gpus(topology: Topology) -> Sequence[Any]:
+    from jax.experimental import topologies
+
+    cuda = _cuda()
+    if cuda is None:
+        raise ValueError(
+            f"compiling for {topology.name} needs JAX's plugin for NVIDIA GPUs: pip install 'jaxprune[cuda]'"
+        )
+    # Processes (of one partition) and their devices; a process is a node here.
+    shape = f"1x{topology.slices}x{topology.grid[0]}"
+    try:
+        return topologies.get_topology_desc(
+            topology.name, "cuda", topology=shape, target_config=_hopper(topology, cuda)
+        ).devices
+    except Exception as error:  # JaxRuntimeError, or NotImplementedError where the plugin did not load
+        raise ValueError(
+            f"JAX's plugin for NVIDIA GPUs refuses the topology {topology.name}: {_first_line(error)}: "
+            "is it of the version of jaxlib? pip install 'jaxprune[cuda]'"
+        ) from None
+
+
+def _cuda() -> int | None:
+    """The major version of CUDA that the installed plugin is for."""
+    return next((major for major in (13, 12) if _version(f"jax-cuda{major}-plugin")), None)
+
+
+def _version(distribution: str) -> list[str]:
+    """Of an installed distribution, in its parts; empty: it is not installed."""
+    try:
+        return importlib.metadata.version(distribution).split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _hopper(topology: Topology, cuda: int) -> str:
+    """XLA's description of a GPU (GpuTargetConfigProto, as text): what its compiler would ask the device.
+
+    Limits of compute capability 9.0 are those of NVIDIA's CUDA C++ Programming Guide (technical specifications), sizes of
+    the SXM modules those of the Hopper architecture's white paper.
+    """
+    chip, kind = topology.chip, _kind(topology)
+    cudnn = _version(f"nvidia-cudnn-cu{cuda}")
+    dnn = f"dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} }}" if cudnn else ""
+    return f"""
+        platform_name: "CUDA"
+        device_description_str: "{_GPU_NAMES[kind]}"
+        runtime_version {{ major: {cuda} }}
+        {dnn}
+        gpu_device_info {{
+            cuda_compute_capability {{ major: 9 }}
+            core_count: 132
+            fpus_per_core: 128
+            clock_rate_ghz: 1.98
+            l2_cache_size: {50 * 2**20}
+            device_memory_size: {round(chip.memory)}
+            memory_bandwidth: {round(chip.memory_bandwidth)}
+            threads_per_warp: 32
+            threads_per_block_limit: 1024
+            threads_per_core_limit: 2048
+            block_dim_limit_x: {2**31 - 1}
+            block_dim_limit_y: {2**16 - 1}
+            block_dim_limit_z: {2**16 - 1}
+            registers_per_core_limit: {2**16}
+            registers_per_block_limit: {2**16}
+            shared_memory_per_core: {228 * 2**10}
+            shared_memory_per_block: {48 * 2**10}
+            shared_memory_per_block_optin: {227 * 2**10}
+        }}
+    """
+
+
+def _kind(topology: Topology) -> str:
+    return next(kind for kind, chip in CHIPS.items() if chip is topology.chip)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -19,6 +21,10 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU's compiler, is not installed: pip install 'jaxprune[tpu]'",
 )
+needs_cuda = pytest.mark.skipif(
+    not topology.has_compiler(topology.find("h100-8")) or importlib.util.find_spec("nvidia") is None,
+    reason="JAX's plugin for NVIDIA GPUs or cuDNN is not installed: pip install 'jaxprune[cuda]'",
+)
 # Large enough for the TPU's kernels, small enough to compile in seconds.
 MEDIUM = ["--final.model.d_model", "256", "--final.model.context", "256", "--final.model.dtype", "bfloat16"]
 
@@ -29,9 +35,12 @@ def estimated(
     return report.estimated(program(*overrides, sizes=sizes), topology.find(name))
 
 
-def program(*overrides: str, name: str = "train", sizes: tuple[int, int, int] = (1, 8, 1)):
+def program(
+    *overrides: str, name: str = "train", sizes: tuple[int, int, int] = (1, 8, 1), devices: Any = None
+):
     settings = load(TINY, [*MEDIUM, *overrides])
-    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]))
+    devices = jax.devices()[: math.prod(sizes)] if devices is None else devices
+    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]), devices)
     return make_program(name, settings, mesh, 400)
 
 
@@ -72,6 +81,13 @@ def test_a_step_is_compiled_for_a_slice_of_tpus(tmp_path, capsys):
     assert "v5e-8: 8 chips, replica 1 x fsdp 8 x tensor 1" in capsys.readouterr().out
 
 
+def sent(found: tuple[hlo.Collective, ...]) -> dict[tuple[str, str], int]:
+    return {(c.kind, c.over): c.bytes for c in found}
+
+
+LAYERS = ["--final.model.n_heads", "4", "--final.model.n_layers", "3", "--final.batch_rows", "16"]
+
+
 @needs_libtpu
 @pytest.mark.parametrize(
     ("name", "sizes"), [("v5e-8", (1, 8, 1)), ("v5e-8", (1, 4, 2)), ("2xv5e-4", (2, 4, 1))]
@@ -79,22 +95,40 @@ def test_a_step_is_compiled_for_a_slice_of_tpus(tmp_path, capsys):
 def test_chips_send_what_the_arithmetic_says(name, sizes):
     """Loops that the compiler unrolls in part, collectives that it splits, sums that it scatters, and slices."""
     target = topology.find(name)
-    mesh = make_mesh(config.Mesh(replica=sizes[0], fsdp=sizes[1], tensor=sizes[2]), topology.devices(target))
-    layers = ["--final.model.n_heads", "4", "--final.model.n_layers", "3", "--final.batch_rows", "16"]
-    step = make_program("train", load(TINY, [*MEDIUM, *layers]), mesh, 512)
-    compiled, expected = (
-        {c.kind: c for c in found}
-        for found in (
-            hlo.collectives(step.lower().compile().as_text()),
-            estimate.collectives(step, target),
-        )
-    )
+    step = program(*LAYERS, sizes=sizes, devices=topology.devices(target))
+    compiled = sent(report.compile(step, target).collectives)
+    expected = sent(estimate.collectives(step, target))
     for kind in ("all-gather", "reduce-scatter", "all-to-all"):
-        assert compiled[kind].bytes == pytest.approx(expected[kind].bytes, rel=0.01), kind
+        assert compiled[kind, "links"] == pytest.approx(expected[kind, "links"], rel=0.01), kind
     if sizes[2] > 1:
-        assert compiled["all-reduce"].bytes == pytest.approx(expected["all-reduce"].bytes, rel=0.01)
+        reduced = "all-reduce", "links"
+        assert compiled[reduced] == pytest.approx(expected[reduced], rel=0.01)
     if target.slices > 1:  # sums over slices are sent, with what is small
-        assert 1 <= compiled["send"].bytes / expected["all-reduce"].bytes < 1.2
+        assert 1 <= compiled["send", "network"] / expected["all-reduce", "network"] < 1.2
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("h100-8", (1, 8, 1)),
+        ("h100-8", (1, 4, 2)),
+        ("2xh100-4", (2, 4, 1)),
+        ("2xh100-4", (4, 2, 1)),  # two copies in each node
+        ("2xh100-4", (1, 8, 1)),  # one copy on both
+    ],
+)
+def test_gpus_send_what_the_arithmetic_says(name, sizes):
+    """The compiler gathers the unembedding for both passes, and sums what is small with the gradients of its copies."""
+    target = topology.find(name)
+    step = program(*LAYERS, sizes=sizes, devices=topology.devices(target))
+    compiled = sent(report.compile(step, target).collectives)
+    expected = sent(estimate.collectives(step, target))
+    for (kind, over), size in expected.items():
+        if kind == "all-gather":
+            size *= 1.08
+        assert compiled[kind, over] == pytest.approx(size, rel=0.1), (kind, over)
+    assert {over for _, over in compiled} == {over for _, over in expected}
 
 
 @needs_libtpu
@@ -163,14 +197,67 @@ def test_suggestions_of_a_large_model_begin_with_the_least_work_that_fits():
     assert not unlimited.fits  # so that the search had to leave it out
 
 
-def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys):
+@needs_cuda
+def test_a_step_is_compiled_for_gpus_that_are_not_here(tmp_path, capsys):
+    file = tmp_path / "reports.json"
+    where = ["--topology", "h100-8", "2xh200-4", "--mesh.replica", "2"]
+    status = cli.main(["compile", TINY, *where, "--workdir", str(tmp_path), "--json", str(file), *MEDIUM])
+    assert status == 0
+    reports = json.loads(file.read_text())
+    assert len(reports) == 8
+    for found in reports:
+        assert found["how"] == found["counted"] == "compiled" and found["fits"]
+        assert found["mesh"] == {"replica": 2, "fsdp": 4, "tensor": 1}
+        assert any(c["kind"] == "all-gather" for c in found["collectives"])
+    over = [{c["over"] for c in found["collectives"]} for found in reports if found["program"] == "train"]
+    assert over == [{"links"}, {"links", "network"}]
+    assert "compiled in" in capsys.readouterr().out
+
+
+@needs_cuda
+@pytest.mark.parametrize("microbatches", ["2", "4"])
+def test_gpus_keep_the_activations_of_one_microbatch(microbatches):
+    target = topology.find("h100-1")
+    devices = topology.devices(target)
+    rows = int(microbatches) * 16
+    large = ["--final.model.context", "1024", "--final.model.n_layers", "4", "--final.batch_rows", str(rows)]
+    step = program(*large, "--final.microbatches", microbatches, sizes=(1, 1, 1), devices=devices)
+    found = report.compile(step, target)
+    gradients = 2 * bytes_per_chip(step.params)
+    assert 0.5 * found.kept < found.temporaries < 1.3 * found.kept + gradients
+
+
+@needs_cuda
+def test_a_program_too_large_for_gpus_is_compiled_and_says_so():
+    target = topology.find("h100-1")
+    large = ["--final.model.context", "2048", "--final.batch_rows", "2048", "--final.model.remat", "none"]
+    found = report.compile(program(*large, sizes=(1, 1, 1), devices=topology.devices(target)), target)
+    assert not found.fits and found.counted == "compiled"
+
+
+def test_attention_that_cannot_be_compiled_is_named():
+    def lower() -> Any:
+        raise RuntimeError("cuDNN not found.")
+
+    step = dataclasses.replace(program(), lower=lower)
+    with pytest.raises(ValueError, match=r"needs cuDNN.*pip install 'jaxprune\[cuda\]'.*attention to xla"):
+        report.compile(step, topology.find("h100-8"))
+
+
+@pytest.fixture
+def no_plugin(monkeypatch):
+    monkeypatch.setattr(topology, "_version", lambda name: [])
+
+
+def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys, no_plugin):
     status = cli.main(["compile", TINY, "--topology", "h100-8", "--workdir", str(tmp_path), *MEDIUM])
     assert status == 0
-    printed = capsys.readouterr().out
-    assert "estimated" in printed and "compiled" not in printed
+    printed = capsys.readouterr()
+    assert "estimated" in printed.out and "compiled" not in printed.out
+    assert "with jaxprune[cuda] installed it is compiled for" in printed.err
 
 
-def test_options_stand_before_the_config_too_and_reports_go_to_a_new_folder(tmp_path, capsys):
+def test_options_stand_before_the_config_too_and_reports_go_to_a_new_folder(tmp_path, capsys, no_plugin):
     file = tmp_path / "new" / "reports.json"
     options = ["--workdir", str(tmp_path), "--json", str(file), "--topology", "h100-8", TINY]
     assert cli.main(["compile", *options, *MEDIUM, "--score.model", "some/folder"]) == 0
@@ -178,7 +265,7 @@ def test_options_stand_before_the_config_too_and_reports_go_to_a_new_folder(tmp_
     assert "score is left out" in capsys.readouterr().err
 
 
-def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys):
+def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys, no_plugin):
     def error(*arguments: str) -> str:
         assert cli.main(["compile", TINY, "--workdir", str(tmp_path), *arguments]) == 1
         return capsys.readouterr().err
@@ -237,7 +324,7 @@ def test_nodes_of_gpus_may_share_parameters(replica, fsdp):
 
 
 def test_the_least_time_falls_with_chips_and_names_its_cause():
-    one = report.estimated(program(), topology.find("h100-1"))
+    one = report.estimated(program(sizes=(1, 1, 1)), topology.find("h100-1"))
     eight = report.estimated(program(), topology.find("h100-8"))
     assert eight.seconds["compute"] == pytest.approx(one.seconds["compute"] / 8)
     assert eight.least_seconds == max(eight.seconds.values())

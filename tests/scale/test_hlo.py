@@ -173,14 +173,66 @@ def test_parts_of_one_collective_count_once_in_a_loop_and_once_before_it():
 
 
 def test_combined_permutations_and_short_floats_have_all_their_bytes():
-    def found(line):
-        (only,) = hlo.collectives(f"HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  %a = {line}\n}}\n")
+    def found(written):
+        (only,) = hlo.collectives(line(written))
         return only.bytes
 
     start = "collective-permute-start(%a, %b), source_target_pairs={{0,1},{1,0}}"
     assert found(f"((f32[100], f32[300]), (f32[100], f32[300]), u32[], u32[]) {start}") == 1600
     assert found("f32[100]{0} collective-permute(%a), source_target_pairs={{0,1},{1,0}}") == 400
     assert found("f8e4m3fn[100]{0} all-gather(%a), replica_groups=[1,2]<=[2], dimensions={0}") == 50
+
+
+def line(written: str) -> str:
+    return f"HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {{\n  %a = {written}\n}}\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "group"),
+    [
+        ("{{0,2},{1,3}}", [0, 2]),
+        ("[2,4]<=[8]", [0, 1, 2, 3]),
+        ("[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
+        ("mesh['a'=2,'b'=4] {'a','b'}", list(range(8))),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", [0, 1, 2, 3]),
+        ("mesh['a'=8] {'a':(2)4}", [0, 1, 2, 3]),
+        ("mesh['a'=8] {'a':(1)2}", [0, 4]),
+        ("mesh['a'=8] {'a':(2)2}", [0, 2]),
+        ("mesh['a'=8] {'a':(1)2,'a':(4)2}", [0, 1, 4, 5]),
+    ],
+)
+def test_groups_are_read_in_all_ways_in_which_they_are_written(groups, group):
+    assert hlo._group(f"f32[8] all-gather(%a), replica_groups={groups}, dimensions={{0}}") == group
+
+
+@pytest.mark.parametrize(
+    ("group", "links", "network"),
+    [
+        ("{{0,1,2,3}}", 3 / 4, 0),  # of one node
+        ("{{0,4}}", 0, 1 / 2),  # one device of each
+        ("[1,8]<=[8]", 3 / 4, 1 / 2 / 4),  # all of both, which share what passes
+        ("{{0,1,4,5}}", 1 / 2, 1 / 2 / 2),
+    ],
+)
+def test_what_leaves_a_node_goes_over_the_network(group, links, network):
+    text = line(f"f32[1000]{{0}} all-gather(%a), replica_groups={group}, dimensions={{0}}")
+    found = {c.over: c.bytes / 4000 for c in hlo.collectives(text, node=4)}
+    assert found == {over: share for over, share in (("links", links), ("network", network)) if share}
+    text = line("f32[1000]{0} all-to-all(%a), replica_groups=[1,8]<=[8], dimensions={0}")
+    assert {c.over: c.bytes for c in hlo.collectives(text, node=4)} == {"links": 1500, "network": 2000}
+    for pairs, over in (("{{0,1},{1,0}}", "links"), ("{{3,4},{4,3}}", "network")):
+        (sent,) = hlo.collectives(
+            line(f"f32[8]{{0}} collective-permute(%a), source_target_pairs={pairs}"), node=4
+        )
+        assert (sent.over, sent.bytes) == (over, 32)
+
+
+def test_a_sum_that_is_started_names_its_operands_in_some_versions_of_xla():
+    rest = "all-reduce-start(%a), replica_groups=[1,2]<=[2]"
+    for written in (f"f32[100]{{0}} {rest}", f"((f32[100]{{0}}), f32[100]{{0}}) {rest}"):
+        (found,) = hlo.collectives(line(written))
+        assert found.bytes == 400
 
 
 @pytest.mark.parametrize(

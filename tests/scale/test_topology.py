@@ -47,9 +47,14 @@ def test_peaks_are_those_that_utilisation_is_measured_by(kind, device):
     assert topology.CHIPS[kind].peak_flops == peak_flops(device)
 
 
-def test_a_gpu_has_no_compiler_here():
-    with pytest.raises(ValueError, match="only libtpu"):
-        topology.devices(topology.find("h100-8"))
+def test_gpus_are_compiled_for_where_the_plugin_is(monkeypatch):
+    found = topology.find("h100-8")
+    monkeypatch.setattr(topology, "_version", lambda name: ["0"] if name == "jax-cuda12-plugin" else [])
+    assert topology.has_compiler(found)
+    monkeypatch.setattr(topology, "_version", lambda name: [])
+    assert not topology.has_compiler(found) and topology.has_compiler(topology.find("v5e-8"))
+    with pytest.raises(ValueError, match=r"plugin for NVIDIA GPUs: pip install 'jaxprune\[cuda\]'"):
+        topology.devices(found)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +79,6 @@ def test_why_there_is_no_topology_is_said(monkeypatch, raised, says):
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
     with pytest.raises(ValueError, match=says):
         topology.devices(topology.find("v5e-8"))
+    monkeypatch.setattr(topology, "_version", lambda name: ["0", "10", "2"])
+    with pytest.raises(ValueError, match=rf"refuses the topology h100-8: {raised.splitlines()[0]}"):
+        topology.devices(topology.find("h100-8"))
