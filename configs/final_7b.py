@@ -5,19 +5,19 @@
 26 billion tokens for the reference and 137 billion for each final model, in batches of 1,024 rows.
 A step has 1,024 x 2,048 tokens of 43.5 GFLOP each (6 N + 12 L D T): 91.2 PFLOP, and 65,327 steps.
 
-What `jaxprune compile` says of the training step (`~`: estimated, there is no compiler for a GPU that is not here); all other steps of
-the pipeline fit with the same settings. `products` is the time of its matrix products at the chips' peak, `links` that of what a chip
+What `jaxprune compile` says of the training step (none of these chips has to be here for it); all other steps of the pipeline
+fit with the same settings. `products` is the time of its matrix products at the chips' peak, `links` that of what a chip
 sends: the step takes the larger one at least, and their sum if neither hides the other. One H100 reaches 41 % of the peak on 1B and
 3B, one H200 45 to 51 % on all (docs/benchmarks.md): this model 10,200 tokens/s in 104.4 GiB, laid out as h200-1 below.
 
 | chips | settings to add | memory a chip | products | links | tokens/s at most |
 |---|---|---|---|---|---|
-| v5e-256 | `--mesh.replica 2` | 8.9 of 15.8 GiB | 1.79 s | 1.113 s | 1,174k |
-| v5p-128 | `--mesh.replica 2 --final.microbatches 2` | 48.0 of 95.7 GiB | 3.07 s | 0.180 s | 684k |
-| v6e-256 | `--mesh.replica 2 --final.microbatches 2` | 14.5 of 31.2 GiB | 0.38 s | 0.264 s | 5,470k |
-| h100-8 | `--final.microbatches 16` | ~ 54.9 of 73.2 GiB | 11.39 s | 1.662 s | 184k |
-| h200-8 | `--final.microbatches 8` | ~ 93.8 of 129.2 GiB | 11.39 s | 0.835 s | 184k |
-| h200-1 | `--final.microbatches 256 --final.model.remat full --reference.microbatches 8 --score.batch_tokens 131072` | ~ 109.7 of 129.2 GiB | 118.42 s | 0.000 s | 18k |
+| v5e-256 | `--mesh.replica 2` | 8.8 of 15.8 GiB | 1.79 s | 1.127 s | 1,174k |
+| v5p-128 | `--mesh.replica 2 --final.microbatches 2` | 49.5 of 95.7 GiB | 3.07 s | 0.182 s | 684k |
+| v6e-256 | `--mesh.replica 2 --final.microbatches 2` | 14.9 of 31.2 GiB | 0.38 s | 0.272 s | 5,470k |
+| h100-8 | `--final.microbatches 16` | 56.9 of 73.2 GiB | 11.39 s | 1.679 s | 184k |
+| h200-8 | `--final.microbatches 8` | 94.1 of 129.2 GiB | 11.39 s | 0.844 s | 184k |
+| h200-1 | `--final.microbatches 256 --final.model.remat full --reference.microbatches 8 --score.batch_tokens 131072` | 105.5 of 129.2 GiB | 118.42 s | 0.000 s | 18k |
 
 Elsewhere leave `--mesh.replica` out or set it to the number of slices or nodes; docs/scale.md says why it is 2 on one TPU slice.
 """

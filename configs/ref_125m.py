@@ -8,10 +8,10 @@ the paper's reference was trained on (Ankner et al., section 3.1), 18 hours of o
 
 | chips | settings to add | memory a chip | products | links | tokens/s at most |
 |---|---|---|---|---|---|
-| h100-1 | (as it is) | ~ 54.1 of 73.2 GiB | 0.49 s | 0.000 s | 1,069k |
-| h100-8 | `--final.microbatches 2 --reference.microbatches 2` | ~ 52.3 of 73.2 GiB | 0.06 s | 0.004 s | 8,548k |
+| h100-1 | (as it is) | 27.4 of 73.2 GiB | 0.49 s | 0.000 s | 1,069k |
+| h100-8 | `--final.microbatches 2 --reference.microbatches 2` | 26.0 of 73.2 GiB | 0.06 s | 0.005 s | 8,548k |
 
-Measured on one H100: 24.5 GiB and 406k tokens/s with AdamW (the estimate counts whole rows of logits several times).
+Measured on one H100: 24.5 GiB and 406k tokens/s with AdamW and one microbatch.
 docs/scale.md says how these figures are made.
 """
 
