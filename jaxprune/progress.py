@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 _LINE_EVERY_S = 10.0  # between lines where there is no terminal to redraw
@@ -96,6 +104,19 @@ def meter(title: str, total: float | None, unit: str) -> Iterator[Meter]:
         yield made
     if not _console.is_terminal:
         say(f"{title}: {_short(made.done)} {unit} in {time.monotonic() - begin:.0f} s")
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Shows that the block runs and for how long: of work that cannot be counted."""
+    if not _console.is_terminal:
+        say(title)
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=_console) as bar:
+        bar.add_task(title, total=None)
+        yield
 
 
 def _short(number: float) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jaxprune.artifact import Workdir
 from jaxprune.config import Config, Run
-from jaxprune.progress import say
+from jaxprune.progress import say, waiting
 from jaxprune.scale import topology
 from jaxprune.scale.report import Report
 from jaxprune.scale.topology import GIB, Topology
@@ -115,8 +115,8 @@ def _reports(
     for name in only:
         program = make_program(name, config, mesh, *sizes)
         if topology.has_compiler(target):
-            say(f"{name}: compiling for {target.name}")
-            reports.append(report.compile(program, target))
+            with waiting(f"{name}: compiling for {target.name}"):
+                reports.append(report.compile(program, target))
         else:
             reports.append(report.estimated(program, target))
     _show(target, reports)

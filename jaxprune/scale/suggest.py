@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxprune import config
 from jaxprune.model.sharding import make_mesh
-from jaxprune.progress import say
+from jaxprune.progress import waiting
 from jaxprune.scale import report
 from jaxprune.scale.program import Program, make_program
 from jaxprune.scale.report import Report
@@ -64,9 +64,9 @@ def search(
         if candidate.estimated.used > candidate.estimated.capacity * (_NEAR if can_compile else 1):
             continue
         if can_compile:
-            say(f"compiling {describe(candidate.settings)}")
-            program = _program(candidate.settings, devices, vocab_size)
-            candidate = dataclasses.replace(candidate, report=report.compile(program, topology))
+            with waiting(f"compiling {describe(candidate.settings)}"):
+                program = _program(candidate.settings, devices, vocab_size)
+                candidate = dataclasses.replace(candidate, report=report.compile(program, topology))
         tried.append(candidate)
     return tried, n_all
 
