@@ -16,7 +16,7 @@ from rich.table import Table
 from jaxprune.artifact import Workdir
 from jaxprune.config import Config, Run
 from jaxprune.progress import say, waiting
-from jaxprune.scale import topology
+from jaxprune.scale import compiler, topology
 from jaxprune.scale.report import Report
 from jaxprune.scale.topology import GIB, Topology
 
@@ -52,7 +52,7 @@ def run(
                 f"--json is {file}, which cannot be written: name a file in a folder that can be"
             )
     # What is only estimated is traced on as many CPU devices.
-    n_cpus = max([1, *(t.n_chips for t in found if not topology.has_compiler(t))])
+    n_cpus = max([1, *(t.n_chips for t in found if not compiler.is_here(t))])
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerators are not asked
@@ -64,9 +64,9 @@ def run(
     vocab_size, n_domains = vocabulary(config, workdir)
     reports: list[Report] = []
     for target in found:
-        can_compile = topology.has_compiler(target)
+        can_compile = compiler.is_here(target)
         if can_compile:
-            devices = topology.devices(target)
+            devices = compiler.devices(target)
         else:
             say(
                 f"{target.name}: estimated; with jaxprune[cuda] installed it is compiled for, and needs no GPU"
@@ -114,7 +114,7 @@ def _reports(
     reports = []
     for name in only:
         program = make_program(name, config, mesh, *sizes)
-        if topology.has_compiler(target):
+        if compiler.is_here(target):
             with waiting(f"{name}: compiling for {target.name}"):
                 reports.append(report.compile(program, target))
         else:
@@ -126,7 +126,7 @@ def _reports(
 def _suggest(config: Config, target: Topology, devices: Any, vocab_size: int, wanted: int) -> list[Report]:
     from jaxprune.scale.suggest import describe, search
 
-    can_compile = topology.has_compiler(target)
+    can_compile = compiler.is_here(target)
     tried, n_all = search(config, target, devices, vocab_size, wanted=wanted, can_compile=can_compile)
     table = Table(
         "layout", "memory a chip", "estimate", "fits", "step at least", "MFU at most",

@@ -12,7 +12,7 @@ import pytest
 
 from jaxprune import cli, config
 from jaxprune.model.sharding import make_mesh
-from jaxprune.scale import estimate, hlo, report, suggest, topology
+from jaxprune.scale import compiler, estimate, hlo, report, suggest, topology
 from jaxprune.scale.program import bytes_per_chip, kept_for_backward, make_program
 from jaxprune.settings import load
 
@@ -22,7 +22,7 @@ needs_libtpu = pytest.mark.skipif(
     reason="libtpu, the TPU's compiler, is not installed: pip install 'jaxprune[tpu]'",
 )
 needs_cuda = pytest.mark.skipif(
-    not topology.has_compiler(topology.find("h100-8")) or importlib.util.find_spec("nvidia") is None,
+    not compiler.is_here(topology.find("h100-8")) or importlib.util.find_spec("nvidia") is None,
     reason="JAX's plugin for NVIDIA GPUs or cuDNN is not installed: pip install 'jaxprune[cuda]'",
 )
 # Large enough for the TPU's kernels, small enough to compile in seconds.
@@ -95,7 +95,7 @@ LAYERS = ["--final.model.n_heads", "4", "--final.model.n_layers", "3", "--final.
 def test_chips_send_what_the_arithmetic_says(name, sizes):
     """Loops that the compiler unrolls in part, collectives that it splits, sums that it scatters, and slices."""
     target = topology.find(name)
-    step = program(*LAYERS, sizes=sizes, devices=topology.devices(target))
+    step = program(*LAYERS, sizes=sizes, devices=compiler.devices(target))
     compiled = sent(report.compile(step, target).collectives)
     expected = sent(estimate.collectives(step, target))
     for kind in ("all-gather", "reduce-scatter", "all-to-all"):
@@ -121,7 +121,7 @@ def test_chips_send_what_the_arithmetic_says(name, sizes):
 def test_gpus_send_what_the_arithmetic_says(name, sizes):
     """The compiler gathers the unembedding for both passes, and sums what is small with the gradients of its copies."""
     target = topology.find(name)
-    step = program(*LAYERS, sizes=sizes, devices=topology.devices(target))
+    step = program(*LAYERS, sizes=sizes, devices=compiler.devices(target))
     compiled = sent(report.compile(step, target).collectives)
     expected = sent(estimate.collectives(step, target))
     for (kind, over), size in expected.items():
@@ -151,7 +151,7 @@ def test_a_step_that_does_not_fit_says_so_and_what_to_turn(tmp_path, capsys):
 @needs_libtpu
 def test_slices_talk_over_the_network_only_along_replica():
     found = topology.find("2xv5e-4")
-    devices = topology.devices(found)
+    devices = compiler.devices(found)
     settings = load(TINY, MEDIUM)
     mesh = make_mesh(config.Mesh(replica=2), devices)
     slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
@@ -218,7 +218,7 @@ def test_a_step_is_compiled_for_gpus_that_are_not_here(tmp_path, capsys):
 @pytest.mark.parametrize("microbatches", ["2", "4"])
 def test_gpus_keep_the_activations_of_one_microbatch(microbatches):
     target = topology.find("h100-1")
-    devices = topology.devices(target)
+    devices = compiler.devices(target)
     rows = int(microbatches) * 16
     large = ["--final.model.context", "1024", "--final.model.n_layers", "4", "--final.batch_rows", str(rows)]
     step = program(*large, "--final.microbatches", microbatches, sizes=(1, 1, 1), devices=devices)
@@ -231,7 +231,7 @@ def test_gpus_keep_the_activations_of_one_microbatch(microbatches):
 def test_a_program_too_large_for_gpus_is_compiled_and_says_so():
     target = topology.find("h100-1")
     large = ["--final.model.context", "2048", "--final.batch_rows", "2048", "--final.model.remat", "none"]
-    found = report.compile(program(*large, sizes=(1, 1, 1), devices=topology.devices(target)), target)
+    found = report.compile(program(*large, sizes=(1, 1, 1), devices=compiler.devices(target)), target)
     assert not found.fits and found.counted == "compiled"
 
 
@@ -246,7 +246,7 @@ def test_attention_that_cannot_be_compiled_is_named():
 
 @pytest.fixture
 def no_plugin(monkeypatch):
-    monkeypatch.setattr(topology, "_version", lambda name: [])
+    monkeypatch.setattr(compiler, "_version", lambda name: [])
 
 
 def test_without_a_compiler_a_gpu_is_estimated_and_labelled(tmp_path, capsys, no_plugin):
