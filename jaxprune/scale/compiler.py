@@ -5,11 +5,35 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxprune.scale.topology import CHIPS, Topology
 
-_GPU_NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}  # as CUDA names them
+
+@dataclass(frozen=True, kw_only=True)
+class _Gpu:
+    """What XLA's compiler asks of a GPU beside what `Chip` says.
+
+    Sources: the white papers of NVIDIA's A100, H100 and B200, and for limits the CUDA C++ Programming Guide (technical
+    specifications by compute capability).
+    """
+
+    name: str  # as CUDA says it
+    capability: int  # major; the minor one is 0
+    multiprocessors: int
+    lanes: int  # float32, of each multiprocessor
+    clock_ghz: float
+    l2: int  # MiB
+    shared: int  # KiB a multiprocessor; a block may ask for 1 less
+
+
+_GPUS = {
+    "a100": _Gpu(name="NVIDIA A100-SXM4-80GB", capability=8, multiprocessors=108, lanes=64, clock_ghz=1.41, l2=40, shared=164),
+    "h100": _Gpu(name="NVIDIA H100 80GB HBM3", capability=9, multiprocessors=132, lanes=128, clock_ghz=1.98, l2=50, shared=228),
+    "h200": _Gpu(name="NVIDIA H200", capability=9, multiprocessors=132, lanes=128, clock_ghz=1.98, l2=50, shared=228),
+    "b200": _Gpu(name="NVIDIA B200", capability=10, multiprocessors=148, lanes=128, clock_ghz=1.965, l2=126, shared=228),
+}  # fmt: skip
 
 
 def is_here(topology: Topology) -> bool:
@@ -62,7 +86,7 @@ def _gpus(topology: Topology) -> Sequence[Any]:
     shape = f"1x{topology.slices}x{topology.grid[0]}"
     try:
         return topologies.get_topology_desc(
-            topology.name, "cuda", topology=shape, target_config=_hopper(topology, cuda)
+            topology.name, "cuda", topology=shape, target_config=_description(topology, cuda)
         ).devices
     except Exception as error:  # JaxRuntimeError, or NotImplementedError where the plugin did not load
         raise ValueError(
@@ -84,26 +108,22 @@ def _version(distribution: str) -> list[str]:
         return []
 
 
-def _hopper(topology: Topology, cuda: int) -> str:
-    """XLA's description of a GPU (GpuTargetConfigProto, as text): what its compiler would ask the device.
-
-    Limits of compute capability 9.0 are those of NVIDIA's CUDA C++ Programming Guide (technical specifications), sizes of
-    the SXM modules those of the Hopper architecture's white paper.
-    """
-    chip, kind = topology.chip, _kind(topology)
+def _description(topology: Topology, cuda: int) -> str:
+    """XLA's description of a GPU (GpuTargetConfigProto, as text): what its compiler would ask the device."""
+    chip, gpu = topology.chip, _GPUS[_kind(topology)]
     cudnn = _version(f"nvidia-cudnn-cu{cuda}")
     dnn = f"dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} }}" if cudnn else ""
     return f"""
         platform_name: "CUDA"
-        device_description_str: "{_GPU_NAMES[kind]}"
+        device_description_str: "{gpu.name}"
         runtime_version {{ major: {cuda} }}
         {dnn}
         gpu_device_info {{
-            cuda_compute_capability {{ major: 9 }}
-            core_count: 132
-            fpus_per_core: 128
-            clock_rate_ghz: 1.98
-            l2_cache_size: {50 * 2**20}
+            cuda_compute_capability {{ major: {gpu.capability} }}
+            core_count: {gpu.multiprocessors}
+            fpus_per_core: {gpu.lanes}
+            clock_rate_ghz: {gpu.clock_ghz}
+            l2_cache_size: {gpu.l2 * 2**20}
             device_memory_size: {round(chip.memory)}
             memory_bandwidth: {round(chip.memory_bandwidth)}
             threads_per_warp: 32
@@ -114,9 +134,9 @@ def _hopper(topology: Topology, cuda: int) -> str:
             block_dim_limit_z: {2**16 - 1}
             registers_per_core_limit: {2**16}
             registers_per_block_limit: {2**16}
-            shared_memory_per_core: {228 * 2**10}
+            shared_memory_per_core: {gpu.shared * 2**10}
             shared_memory_per_block: {48 * 2**10}
-            shared_memory_per_block_optin: {227 * 2**10}
+            shared_memory_per_block_optin: {(gpu.shared - 1) * 2**10}
         }}
     """
 

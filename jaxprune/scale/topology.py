@@ -4,7 +4,7 @@
 `h100-8` a node of eight GPUs; `4xv5e-256` is four slices, `4xh100-8` four nodes.
 
 Sources: docs.cloud.google.com/tpu/docs/v5e, v5p and v6e for TPUs (peaks, bandwidths, shapes of slices), NVIDIA's data
-sheets of H100 SXM and H200 SXM, and of DGX H100 for the network. Memory is what the compiler may use of it: the limits
+sheets of the SXM modules (A100 with 80 GB), and of the DGX systems for the network. Memory is what the compiler may use of it: the limits
 that libtpu 0.0.42 names when a program is too large, and the share of a GPU's that XLA is let to allocate.
 """
 
@@ -62,6 +62,10 @@ CHIPS = {
         platform="tpu", peak_flops=918e12, memory=31.25 * GIB, memory_bandwidth=1638e9,
         link_bandwidth=400e9, network_bandwidth=100e9 / 8,
     ),
+    "a100": Chip(
+        platform="gpu", peak_flops=312e12, memory=GPU_SHARE * 79.1 * GIB, memory_bandwidth=2039e9,
+        link_bandwidth=300e9, network_bandwidth=25e9,
+    ),
     "h100": Chip(
         platform="gpu", peak_flops=989e12, memory=GPU_SHARE * 79.6 * GIB, memory_bandwidth=3350e9,
         link_bandwidth=450e9, network_bandwidth=50e9,
@@ -69,6 +73,10 @@ CHIPS = {
     "h200": Chip(
         platform="gpu", peak_flops=989e12, memory=GPU_SHARE * 140.4 * GIB, memory_bandwidth=4800e9,
         link_bandwidth=450e9, network_bandwidth=50e9,
+    ),
+    "b200": Chip(
+        platform="gpu", peak_flops=2250e12, memory=GPU_SHARE * 178.3 * GIB, memory_bandwidth=8000e9,
+        link_bandwidth=900e9, network_bandwidth=50e9,
     ),
 }  # fmt: skip
 
@@ -80,8 +88,7 @@ _SHAPES: dict[str, dict[int, tuple[int, ...]]] = {
         8: (2, 2, 1), 16: (2, 2, 2), 32: (2, 2, 4), 64: (2, 4, 4), 128: (4, 4, 4), 256: (4, 4, 8), 512: (4, 8, 8),
         1024: (8, 8, 8), 2048: (8, 8, 16), 4096: (8, 16, 16), 8192: (16, 16, 16), 12288: (16, 16, 24),
     },
-    "h100": {n: (n,) for n in (1, 2, 4, 8)},
-    "h200": {n: (n,) for n in (1, 2, 4, 8)},
+    **{gpu: {n: (n,) for n in (1, 2, 4, 8)} for gpu in ("a100", "h100", "h200", "b200")},
 }  # fmt: skip
 _ALIASES = {"v5litepod": "v5e"}
 

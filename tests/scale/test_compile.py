@@ -228,6 +228,16 @@ def test_gpus_keep_the_activations_of_one_microbatch(microbatches):
 
 
 @needs_cuda
+@pytest.mark.parametrize("name", ["a100-2", "b200-2"])
+def test_other_gpus_are_compiled_for(name):
+    target = topology.find(name)
+    step = program(sizes=(1, 2, 1), devices=compiler.devices(target))
+    found = report.compile(step, target)
+    assert found.fits and found.used > found.parameters + found.optimizer
+    assert step.mesh.devices.flat[0].device_kind.lower().startswith(f"nvidia {name[:4]}")
+
+
+@needs_cuda
 def test_a_program_too_large_for_gpus_is_compiled_and_says_so():
     target = topology.find("h100-1")
     large = ["--final.model.context", "2048", "--final.batch_rows", "2048", "--final.model.remat", "none"]

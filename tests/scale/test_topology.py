@@ -22,7 +22,7 @@ def test_names_are_those_of_the_clouds(name, grid, slices, chips):
     assert (found.grid, found.slices, found.n_chips) == (grid, slices, chips)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v7-8", "v5e-257", "0xv5e-8", "h100-16", "", "x"])
+@pytest.mark.parametrize("name", ["v5e", "v7-8", "v5e-257", "0xv5e-8", "h100-16", "l40s-8", "", "x"])
 def test_other_names_say_what_there_is(name):
     with pytest.raises(ValueError, match=r"there is no topology .*(KIND-SIZE|sizes of)"):
         topology.find(name)
@@ -39,8 +39,10 @@ def test_cores_of_v5p_are_two_a_chip():
         ("v5e", "TPU v5 lite"),
         ("v5p", "TPU v5p"),
         ("v6e", "TPU v6 lite"),
+        ("a100", "NVIDIA A100-SXM4-80GB"),
         ("h100", "NVIDIA H100 80GB HBM3"),
         ("h200", "NVIDIA H200"),
+        ("b200", "NVIDIA B200"),
     ],
 )
 def test_peaks_are_those_that_utilisation_is_measured_by(kind, device):
