@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq, least_squares
 
+from jaxprune.mix.threads import one_thread
+
 _STARTS = ((1.0, 1.0), (0.2, 0.3), (5.0, 2.0))  # of a and b
 _EXACT = 1e-20  # a sum of squares that is rounding
 _LOWER, _UPPER = (1e-9, 1e-6), (1e6, 1e4)  # of a and b
@@ -123,6 +125,7 @@ def data_curves(
     return DataCurves(domains=names, a_K=a_K, b_K=b_K, c_K=c_K, error_K=error_K)
 
 
+@one_thread()
 def _fit(name: str, x_X: np.ndarray, y_X: np.ndarray) -> tuple[float, float, float]:
     """a, b and c; c follows from the others."""
     if np.polyfit(x_X, y_X, 1)[0] >= 0:

@@ -5,15 +5,14 @@ Legend: N rows, M rows to predict, F features, E targets, S length scales, L noi
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from threadpoolctl import ThreadpoolController
 
 from jaxprune.mix.laws.law import FittedLaw, Law, varies
 from jaxprune.mix.table import MixtureTable
+from jaxprune.mix.threads import one_thread
 
 _LENGTHS = np.geomspace(0.1, 10, 13)
 _NOISES = np.geomspace(1e-4, 1e2, 25)  # variance of the noise over that of the function
@@ -43,13 +42,13 @@ class Process:
         return mean_ME
 
 
+@one_thread()
 def _condition(features_NF: np.ndarray, y_NE: np.ndarray) -> tuple[float, np.ndarray]:
     """The likeliest length scale, and (K + noise)^-1 y with the likeliest noise."""
     distance_NN = cdist(features_NF, features_NF)
     best, length, dual_NE = -np.inf, 1.0, np.zeros_like(y_NE)
     for candidate in _LENGTHS:
-        with _blas().limit(limits=1):
-            value_N, vector_NN = np.linalg.eigh(_matern(distance_NN / candidate))
+        value_N, vector_NN = np.linalg.eigh(_matern(distance_NN / candidate))
         along_NE = vector_NN.T @ y_NE
         spectrum_LN = np.maximum(value_N, 0) + _NOISES[:, None]
         variance_LE = (along_NE**2 / spectrum_LN[:, :, None]).mean(axis=1)  # of each target's function
@@ -111,13 +110,6 @@ def features(
 def _plane(features_NF: np.ndarray, n_domains: int) -> np.ndarray:
     """What the plane is linear in: proportions themselves, and the logs."""
     return np.concatenate([features_NF[:, :n_domains] ** 2, features_NF[:, n_domains:]], axis=1)
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    """On one thread, tables of tens of rows are decomposed in a fiftieth of the time that threads need that wait for cores in
-    use, and the numbers do not depend on how many there are."""
-    return ThreadpoolController()
 
 
 def _ridge(plane_NP: np.ndarray, y_N: np.ndarray) -> np.ndarray:

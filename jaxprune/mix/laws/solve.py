@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
+from jaxprune.mix.threads import one_thread
+
 Residuals = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """theta_P -> residuals [N] and their Jacobian [N, P]."""
 
@@ -32,6 +34,7 @@ class Solution:
     condition: float  # of J^T J at the solution, coefficients at a bound left out
 
 
+@one_thread()
 def solve(
     residuals: Residuals,
     starts: Sequence[np.ndarray],
