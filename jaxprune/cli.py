@@ -140,6 +140,10 @@ def _command(options: argparse.Namespace, rest: list[str]) -> int:
     from jaxprune.artifact import Workdir, locked
 
     workdir = Workdir(Path(options.workdir or Path("runs") / config.name))
+    if "://" in str(options.workdir):
+        raise ValueError(
+            f"--workdir is {options.workdir}, a bucket: artifacts need a folder of a file system that all processes share"
+        )
     if options.command == "compile":
         return _compile(options, config, workdir)
     with locked(workdir):
@@ -281,13 +285,13 @@ def _add_compile(commands: Any) -> None:
         nargs="+",
         required=True,
         metavar="NAME",
-        help="as clouds name them: v5e-256, v5p-128, v6e-256, h100-8, h200-1; 4xv5e-256: four slices",
+        help="as clouds name them: v5e-256, v5p-128, v6e-256, h100-8, h200-1; 4xv5e-256: four slices, 4xh100-8: four nodes",
     )
     command.add_argument(
         "--only",
         nargs="+",
         metavar="STEP",
-        help="of train, evaluate, score and train-reference (default: those that the config has)",
+        help="of train, evaluate, score and train-reference (default: all that the config has; train alone takes half of the time)",
     )
     command.add_argument(
         "--suggest",
@@ -341,6 +345,8 @@ def _help(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     """Help of a command, followed by that of the config's settings when a config is named."""
     with contextlib.suppress(SystemExit):
         parser.parse_args([arguments[0], "--help"])
+    if len(arguments) == 1:  # no config is named
+        return 0
     options, rest = parser.parse_known_args(arguments)
     try:
         path, _ = _config_of(options, rest)
@@ -373,8 +379,14 @@ def entry() -> NoReturn:
     taken down around them, and what they were doing is safe to leave. SIGTERM is taken by a handler also where
     nothing has to be saved: the first process of a container has no default.
     """
-    signal.signal(signal.SIGINT, _interrupt_once)
-    signal.signal(signal.SIGTERM, _end)
+    if sys.argv[1:2] == [
+        "compile"
+    ]:  # compilers keep Python from taking signals for minutes, and there is nothing to save
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    else:
+        signal.signal(signal.SIGINT, _interrupt_once)
+        signal.signal(signal.SIGTERM, _end)
     try:
         status = main()
     except BrokenPipeError:  # whoever read the output has enough

@@ -22,6 +22,12 @@ while (($#)); do
     *) break ;;
   esac
 done
+for word in "$@"; do
+  if [[ $word == --dry-run || $word == --devices ]]; then
+    echo "local.sh: $word stands before the command" >&2
+    exit 2
+  fi
+done
 if (($# < 2)); then
   echo 'local.sh: give a command and a config, such as: run configs/quickstart.py' >&2
   exit 2

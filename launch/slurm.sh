@@ -3,7 +3,7 @@
 #
 #   sbatch --nodes 4 launch/slurm.sh run configs/final_1b.py --corpus.sources /shared/corpus \
 #     --workdir /shared/runs/1b --mesh.replica 4
-#   DRY_RUN=1 bash launch/slurm.sh run configs/final_1b.py --workdir /shared/runs/1b    # prints the command only
+#   bash launch/slurm.sh --dry-run run configs/final_1b.py --workdir /shared/runs/1b    # prints the command only
 #
 #   TASKS=gpu    one process for each GPU (default; submit with --ntasks-per-node = GPUs of a node)
 #   TASKS=node   one process for each node, with all of its GPUs (submit with --ntasks-per-node 1)
@@ -27,6 +27,21 @@
 #SBATCH --requeue
 set -euo pipefail
 
+dry_run=''
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=1
+  shift
+fi
+if [[ ${1:-} == -* ]]; then
+  echo "slurm.sh: there is no option $1 before the command" >&2
+  exit 2
+fi
+for word in "$@"; do
+  case $word in
+    --dry-run) echo 'slurm.sh: --dry-run stands before the command' >&2; exit 2 ;;
+    --distributed) echo 'slurm.sh: leave --distributed out: it is added' >&2; exit 2 ;;
+  esac
+done
 if (($# < 2)); then
   echo 'slurm.sh: give a command and a config, such as: run configs/final_1b.py --workdir DIR' >&2
   exit 2
@@ -59,7 +74,10 @@ case ${TASKS:-gpu} in
     ;;
 esac
 
-if [[ -n ${DRY_RUN:-} ]]; then
+if [[ -n $dry_run ]]; then
+  if [[ ${TASKS:-gpu} == node && -z $host ]]; then
+    echo 'slurm.sh: FIRST_NODE stands for the first node of the job, which is known when it runs' >&2
+  fi
   printf '%q ' env "XLA_FLAGS=$XLA_FLAGS" \
     "JAX_COMPILATION_CACHE_DIR=$JAX_COMPILATION_CACHE_DIR" "${step[@]}"
   echo

@@ -23,6 +23,17 @@ if [[ ${1:-} == --dry-run ]]; then
   dry_run=1
   shift
 fi
+if [[ ${1:-} == -* ]]; then
+  echo "tpu_vm.sh: there is no option $1 before the command" >&2
+  exit 2
+fi
+for word in "$@"; do
+  case $word in
+    --dry-run) echo 'tpu_vm.sh: --dry-run stands before the command' >&2; exit 2 ;;
+    --workdir | --workdir=*) echo "tpu_vm.sh: leave --workdir out: it is /mnt/runs/${TPU:-TPU}, on STORE" >&2; exit 2 ;;
+    --distributed) echo 'tpu_vm.sh: leave --distributed out: it is added' >&2; exit 2 ;;
+  esac
+done
 if (($# < 2)); then
   echo 'tpu_vm.sh: give a command and a config, such as: run configs/final_1b.py' >&2
   exit 2
@@ -44,6 +55,10 @@ where=(--zone "$ZONE")
 if [[ -n ${PROJECT:-} ]]; then where+=(--project "$PROJECT"); fi
 source_url=${SOURCE:-$(git remote get-url origin 2>/dev/null || true)}
 : "${source_url:?set SOURCE: where the workers clone the project from}"
+if [[ $source_url == [./~]* ]]; then
+  echo "tpu_vm.sh: the workers cannot clone $source_url, which is on this machine: set SOURCE" >&2
+  exit 2
+fi
 ref=${REF:-$(git rev-parse HEAD)}
 if [[ -z ${REF:-} && -z $dry_run ]]; then # before anything is booked: what the workers would not get
   if ! git diff --quiet HEAD; then
@@ -81,7 +96,7 @@ state() { # of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ..
     echo NONE
   else
     echo UNKNOWN
-    echo "tpu_vm.sh: no answer on $TPU: ${said##*$'\n'}" >&2
+    echo "tpu_vm.sh: no answer on $TPU: $said" >&2
   fi
 }
 
@@ -102,10 +117,20 @@ on_first() { # a script for worker 0
   do_ gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker 0 --command "$1"
 }
 
+answered='' # ever: a network that goes comes back, a project or login that never was does not
 until_active() {
-  local now refused=0
+  local now refused=0 silent=0
   while true; do
     now=$(state)
+    if [[ $now == UNKNOWN ]]; then
+      silent=$((silent + 1))
+      if ((silent == 3)) && [[ -z $answered ]]; then
+        echo 'tpu_vm.sh: the cloud never answered; mend what it says and start again' >&2
+        exit 1
+      fi
+    else
+      answered=1
+    fi
     case $now in
       ACTIVE) return ;;
       NONE) # one that was refused may have been accepted all the same: the next look tells

@@ -262,6 +262,19 @@ def test_the_printed_config_is_the_command_line_that_makes_it(typed, tmp_path):
         assert settings.load(path, shlex.split(settings.show(config))) == config
 
 
+def test_a_bucket_is_no_working_directory(capsys):
+    assert cli.main(["run", QUICKSTART, "--workdir", "gs://bucket/runs"]) == 1
+    assert "--workdir is gs://bucket/runs, a bucket: artifacts need a folder" in capsys.readouterr().err
+    assert not Path("gs:").exists()
+
+
+def test_a_command_has_help_without_a_config(capsys):
+    for command in ("run", "compile"):
+        assert cli.main([command, "--help"]) == 0
+        printed = capsys.readouterr()
+        assert f"jaxprune {command} CONFIG" in printed.out and not printed.err
+
+
 def test_help_explains_every_field(capsys):
     import dataclasses
 

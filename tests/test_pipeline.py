@@ -211,8 +211,9 @@ def test_online_mixing_is_one_setting_and_shows_what_it_drew(corpus, tmp_path, c
     assert page.count('aria-label="How training on a domain') == len(rounds)
     assert 'aria-label="shares by domain over the steps of none-0"' in page
     capsys.readouterr()
-    assert cli.main(_command(workdir.root, corpus, *aioli)) == 0
-    assert "none-0: up to date" in capsys.readouterr().err
+    assert cli.main(_command(workdir.root, corpus, *aioli, "--profile", "2:3")) == 0
+    said = capsys.readouterr().err
+    assert "none-0: up to date" in said and "train none-0: no trace of steps 2 to 3" in said
     assert cli.main(["mix", *_command(workdir.root, corpus, *aioli)[1:], "--mix.aioli.rounds", "1000"]) == 1
     assert "lower mix.aioli.sweeps" in capsys.readouterr().err  # before anything is made
     capsys.readouterr()

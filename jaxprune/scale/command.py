@@ -82,7 +82,9 @@ def run(
         else:
             reports += _reports(asked, target, devices, only, (vocab_size, n_domains))
     if file is not None:
-        file.write_text(json.dumps([report.plain() for report in reports], indent=1) + "\n")
+        plain = [{"config": config.name, **report.plain()} for report in reports]
+        file.write_text(json.dumps(plain, indent=1) + "\n")
+        say(f"reports: {file.resolve()}")
     too_large = [report for report in reports if not report.fits]
     if suggest:
         return 0 if any(report.fits for report in reports) else 1
@@ -112,10 +114,10 @@ def _reports(
 
     mesh = make_mesh(config.mesh, devices)
     reports = []
-    for name in only:
+    for place, name in enumerate(only, 1):
         program = make_program(name, config, mesh, *sizes)
         if compiler.is_here(target):
-            with waiting(f"{name}: compiling for {target.name}"):
+            with waiting(f"{name}: compiling for {target.name} ({place} of {len(only)})"):
                 reports.append(report.compile(program, target))
         else:
             reports.append(report.estimated(program, target))
@@ -127,6 +129,9 @@ def _suggest(config: Config, target: Topology, devices: Any, vocab_size: int, wa
     from jaxprune.scale.suggest import describe, search
 
     can_compile = compiler.is_here(target)
+    say(
+        "searching meshes, final.microbatches and final.model.remat: what the config says of them is not kept"
+    )
     tried, n_all = search(config, target, devices, vocab_size, wanted=wanted, can_compile=can_compile)
     table = Table(
         "layout", "memory a chip", "estimate", "fits", "step at least", "MFU at most",
@@ -142,10 +147,13 @@ def _suggest(config: Config, target: Topology, devices: Any, vocab_size: int, wa
             f"{judged.least_seconds:.3g} s",
             f"{judged.mfu:.0%}",
         )
-    _print(table)
+    if tried:
+        _print(table)
     if not any((candidate.report or candidate.estimated).fits for candidate in tried):
+        run, lion = config.final, ", or --final.optimizer.name lion"
         say(
-            f"no layout of {n_all} fits {target.name}: take more chips, a shorter model.context, or optimizer.name lion"
+            f"no layout of {n_all} fits {target.name}: take more chips, --final.model.context below {run.model.context}"
+            f"{lion if run.optimizer.name == 'adamw' else ''}"
         )
     return [candidate.report or candidate.estimated for candidate in tried]
 

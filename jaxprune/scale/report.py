@@ -24,6 +24,8 @@ class Report:
     topology: str
     program: str
     mesh: dict[str, int]
+    microbatches: int
+    remat: str
     how: Literal["compiled", "estimated"]
     compile_s: float
     parameters: int
@@ -34,7 +36,7 @@ class Report:
     kept: int  # what autodiff keeps for the backward pass: among the temporaries, unless the compiler makes it again
     code: int
     used: int  # all together
-    capacity: float  # that a program may use
+    capacity: int  # that a program may use
     flops_per_token: float  # 6 N + 12 L D T in training, a third of it otherwise
     flops_per_step: float
     tokens: int
@@ -70,7 +72,13 @@ class Report:
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
-        return {**dataclasses.asdict(self), "fits": self.fits, "least_seconds": self.least_seconds}
+        return {
+            **dataclasses.asdict(self),
+            "fits": self.fits,
+            "least_seconds": self.least_seconds,
+            "tokens_per_second": self.tokens / self.least_seconds,
+            "mfu": self.mfu,
+        }
 
 
 def compile(program: Program, topology: Topology) -> Report:
@@ -150,6 +158,8 @@ def _report(
         topology=topology.name,
         program=program.name,
         mesh=dict(program.mesh.shape),
+        microbatches=program.run.microbatches if program.is_training else 1,
+        remat=model.remat,
         how=how,
         compile_s=compile_s,
         parameters=bytes_per_chip(program.params),
@@ -160,7 +170,7 @@ def _report(
         kept=kept,
         code=code,
         used=arguments + padding + temporaries + code,
-        capacity=chip.memory,
+        capacity=round(chip.memory),
         flops_per_token=per_token,
         flops_per_step=per_token * program.tokens,
         tokens=program.tokens,

@@ -81,7 +81,10 @@ def run(config: Config, workdir: Workdir, name: str, strategy_of: StrategyOf) ->
         "keep_steps": present.settings.get("keep_steps")
     }:
         made_by = present.settings  # it keeps more than is asked for now, and is the same run
-    return build(workdir.run(name), plan.title, made_by, inputs, lambda folder: fit(plan, folder))
+    manifest = build(workdir.run(name), plan.title, made_by, inputs, lambda folder: fit(plan, folder))
+    if plan.profile is not None and manifest == present:
+        say(f"{plan.title}: no trace of steps {plan.profile[0]} to {plan.profile[1]}: nothing is trained")
+    return manifest
 
 
 def _stages(

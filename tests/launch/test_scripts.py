@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_local_dry_run_prints_what_each_process_is():
     assert [*first[:-3], "1", *first[-2:]] == second
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_dry_run_that_is_misplaced_starts_nothing(script, tmp_path):
+    for program in ("gcloud", "srun", "jaxprune"):
+        fake(tmp_path, program, "")
+    done = call(script.name, "run", "--dry-run", "c.py", path=tmp_path, VENV=str(tmp_path), **TPU)
+    assert done.returncode == 2 and "--dry-run stands before the command" in done.stderr
+    done = call(script.name, "--dryrun", "run", "c.py", path=tmp_path, VENV=str(tmp_path), **TPU)
+    assert done.returncode == 2 and "there is no option --dryrun before the command" in done.stderr
+    assert not (tmp_path / "calls").exists()
+
+
 def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", documents=30)
     fake(tmp_path / "bin", "jaxprune", f'exec {shlex.quote(sys.executable)} -m jaxprune.cli "$@"')
@@ -94,7 +106,7 @@ def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
 
 
 def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
-    (per_gpu,) = commands(call("slurm.sh", "run", "c.py", "--workdir", "a b", DRY_RUN="1", VENV="/v"))
+    (per_gpu,) = commands(call("slurm.sh", "--dry-run", "run", "c.py", "--workdir", "a b", VENV="/v"))
     *environment, cache = per_gpu[:3]
     assert environment[0] == "env" and environment[1].startswith("XLA_FLAGS=")
     assert environment[1].endswith(" --xla_gpu_enable_latency_hiding_scheduler=true")
@@ -216,6 +228,40 @@ def test_a_tpu_that_is_refused_is_not_asked_for_forever(tmp_path):
     done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
     assert done.returncode == 1 and "refused three times" in done.stderr
     assert sum("create" in call for call in calls(tmp_path)) == 3
+
+
+def test_a_cloud_that_never_answers_is_not_asked_forever(tmp_path):
+    fake(tmp_path, "gcloud", "echo 'ERROR: Failed to find attribute [project].' >&2; exit 1")
+    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
+    assert done.returncode == 1 and "the cloud never answered" in done.stderr
+    assert "no answer on mine: ERROR: Failed to find attribute [project]." in done.stderr
+    assert len(calls(tmp_path)) == 3 and all("describe" in call for call in calls(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "changed", "says"),
+    [
+        (("--workdir", "/mnt/runs/x"), {}, "leave --workdir out: it is /mnt/runs/mine"),
+        (("--workdir=/mnt/runs/x",), {}, "leave --workdir out"),
+        (("--distributed",), {}, "leave --distributed out"),
+        ((), {"SOURCE": "/home/me/jaxprune"}, "the workers cannot clone /home/me/jaxprune"),
+    ],
+)
+def test_what_a_slice_could_not_do_is_refused(words, changed, says):
+    done = call("tpu_vm.sh", "--dry-run", "run", "c.py", *words, **(TPU | changed))
+    assert done.returncode == 2 and says in done.stderr
+
+
+def test_the_image_has_what_the_jobsets_name():
+    recipe = (LAUNCH / "Dockerfile").read_text()
+    copied = [line.split()[1:-1] for line in recipe.splitlines() if line.startswith("COPY")]
+    assert all((ROOT / path).exists() for paths in copied for path in paths)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, extra in (("gke_tpu.yaml", "tpu"), ("gke_gpu.yaml", "cuda")):
+        jobset = (LAUNCH / name).read_text()
+        assert f"EXTRA={extra}" in jobset and extra in extras
+        (config,) = re.findall(r"command: \[jaxprune, run, (\S+)\]", jobset)
+        assert any(config.startswith(f"{path}/") for paths in copied for path in paths)
 
 
 def test_nothing_is_booked_for_code_that_the_workers_would_not_get(tmp_path):

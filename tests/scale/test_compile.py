@@ -4,6 +4,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +175,9 @@ def test_suggestions_are_compiled_and_fit(tmp_path, capsys):
     )
     assert status == 0
     printed = capsys.readouterr()
-    layout = printed.err.strip().removeprefix("compiling ")
+    said, found = printed.err.strip().splitlines()
+    assert "what the config says of them is not kept" in said
+    layout = found.removeprefix("compiling ")
     assert layout.startswith("--mesh.replica") and layout in printed.out
     suggested = load(TINY, [*MEDIUM, *layout.split()])  # they are options of the command line
     assert suggested.mesh.replica * suggested.mesh.fsdp * suggested.mesh.tensor == 4
@@ -272,7 +277,33 @@ def test_options_stand_before_the_config_too_and_reports_go_to_a_new_folder(tmp_
     options = ["--workdir", str(tmp_path), "--json", str(file), "--topology", "h100-8", TINY]
     assert cli.main(["compile", *options, *MEDIUM, "--score.model", "some/folder"]) == 0
     assert [report["program"] for report in json.loads(file.read_text())] == ["train", "evaluate"]
-    assert "score is left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "score is left out" in said and f"reports: {file}" in said
+    train, _ = json.loads(file.read_text())
+    assert (train["config"], train["microbatches"], train["remat"]) == ("tiny", 1, "none")
+    assert train["tokens_per_second"] == pytest.approx(train["tokens"] / train["least_seconds"])
+
+
+def test_an_interrupt_ends_it_at_once(tmp_path):
+    """Compilers keep Python from hearing of it for minutes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxprune.cli", "compile", TINY, "--topology", "h100-8", "--workdir", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert process.stderr is not None and "h100-8" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == -signal.SIGINT
+
+
+def test_what_fits_nowhere_says_what_to_give_up(tmp_path, capsys, no_plugin):
+    large = ["--final.model.d_model", "8192", "--final.model.n_layers", "64", "--final.model.n_heads", "64"]
+    status = cli.main(
+        ["compile", TINY, "--topology", "h100-1", "--suggest", "--workdir", str(tmp_path), *large]
+    )
+    printed = capsys.readouterr()
+    assert status == 1 and "layouts" not in printed.out
+    assert "no layout of" in printed.err and "or --final.optimizer.name lion" in printed.err
 
 
 def test_what_a_config_cannot_do_is_one_line(tmp_path, capsys, no_plugin):
