@@ -17,6 +17,7 @@ from jaxprune.mix.laws.law import FittedLaw, varies
 from jaxprune.mix.laws.parametric import FittedParametric
 from jaxprune.mix.laws.trees import FittedTrees
 from jaxprune.mix.table import MixtureTable
+from jaxprune.mix.threads import one_thread
 
 _STEP = 1e-5  # of central differences in proportions
 _STARTS = 8
@@ -50,6 +51,7 @@ class Optimum:
     notes: tuple[str, ...]
 
 
+@one_thread()
 def optimum(
     fitted: FittedLaw,
     *,
