@@ -30,6 +30,7 @@ def run(config: Config, workdir: Workdir) -> None:
     """
     _check_devices(config)
     _check_scoring(config)
+    _check_strategy(config)
     prepare(config, workdir)
     _check_domains(config, workdir)
     train(config, workdir, config.scorers)
@@ -68,6 +69,13 @@ def _check_scoring(config: Config) -> None:
     from jaxprune.prune import preflight
 
     preflight.check(config, make_mesh(config.mesh))
+
+
+def _check_strategy(config: Config) -> None:
+    if config.mix.method == "own":
+        from jaxprune.mix.online import own
+
+        own.load(config.mix.own.strategy)
 
 
 def _check_domains(config: Config, workdir: Workdir) -> None:

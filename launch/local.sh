@@ -84,6 +84,13 @@ while kill -0 "$first" 2>/dev/null; do # the wait was interrupted by the trap
   status=0
   wait "$first" || status=$?
 done
+if ((status != 0)); then # others that have not met process 0 would wait for it: they are told, after GRACE seconds
+  for ((turn = 0; turn < 10 * ${GRACE:-30}; turn++)); do
+    kill -0 ${others[@]+"${others[@]}"} 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -TERM ${others[@]+"${others[@]}"} 2>/dev/null || true
+fi
 for other in ${others[@]+"${others[@]}"}; do
   while kill -0 "$other" 2>/dev/null; do wait "$other" || true; done # process 0 has said what was wrong
 done

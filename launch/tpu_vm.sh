@@ -118,6 +118,19 @@ on_first() { # a script for worker 0
 }
 
 answered='' # ever: a network that goes comes back, a project or login that never was does not
+installed() { # on every worker. What is in the way of new machines, such as a lock of their own updates, goes by itself
+  local failed
+  for ((failed = 1; ; failed++)); do
+    if on_all "$install"; then return; fi
+    if [[ $(state) != ACTIVE ]]; then return 255; fi
+    if ((failed == 5)); then
+      echo 'tpu_vm.sh: the workers could not be set up, in five attempts' >&2
+      return 1
+    fi
+    sleep "${POLL:-30}"
+  done
+}
+
 until_active() {
   local now refused=0 silent=0
   while true; do
@@ -149,7 +162,7 @@ until_active() {
 }
 
 # The images' own Python may be too old, and have no venv: uv brings one. A fresh export belongs to root.
-install="(command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y nfs-common; }) \
+install="(command -v mount.nfs >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq -o DPkg::Lock::Timeout=300 install -y nfs-common; }) \
 && sudo mkdir -p /mnt/runs && (mountpoint -q /mnt/runs || sudo mount -o hard $STORE /mnt/runs) \
 && sudo mkdir -p /mnt/runs/$TPU /mnt/runs/xla && sudo chmod 777 /mnt/runs/$TPU /mnt/runs/xla \
 && (test -d jaxprune || git clone -q $(printf %q "$source_url") jaxprune) && cd jaxprune && git fetch -q \
@@ -177,7 +190,7 @@ restarts=0
 while true; do
   until_active
   status=0
-  { on_all "$install" && on_all "$start" && on_first "$follow"; } || status=$?
+  { installed && on_all "$start" && on_first "$follow"; } || status=$?
   if ((status == 0)); then
     delete
     exit 0

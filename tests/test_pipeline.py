@@ -242,7 +242,10 @@ def test_the_strategy_of_the_docs_decides_from_a_file_of_its_own(undisturbed, co
     assert [line["step"] for line in history] == list(range(0, history[-1]["until"], 15))
     for line in history[1:]:
         worst = max(line["loss"], key=line["loss"].__getitem__)
-        assert line["weights"][worst] == max(line["weights"].values()) and line["most"] == line["loss"][worst]
+        assert (
+            line["weights"][worst] == max(line["weights"].values())
+            and line["own"]["most"] == line["loss"][worst]
+        )
     capsys.readouterr()
     file.write_text(file.read_text().replace("argmax", "argmin"))
     assert cli.main(["train", *command, "--only", "none-0"]) == 1

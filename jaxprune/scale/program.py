@@ -149,7 +149,7 @@ def kept_for_backward(program: Program) -> int:
     """
     parts = math.prod(program.mesh.shape[axis] for axis in ROWS)
     rows = program.batch[0].shape[1] // parts
-    key = program.graphdef, program.vocab_size, rows, program.mesh.shape["tensor"]
+    key = program.graphdef, program.vocab_size, rows, *program.mesh.shape.items()
     if key not in _KEPT:
         _KEPT[key] = _trace_kept(program)
     return _KEPT[key]

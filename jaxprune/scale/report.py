@@ -153,6 +153,10 @@ def _report(
     )
     arguments = _arguments(program)
     touched = arguments * (2 if program.is_training else 1)  # the state is read and written
+    if (
+        program.is_training and program.run.microbatches > 1
+    ):  # sums of gradients too, and what is added is read
+        touched += 3 * program.run.microbatches * bytes_per_chip(program.params)
     sent = {over: sum(c.bytes for c in collectives if c.over == over) for over in ("links", "network")}
     return Report(
         topology=topology.name,

@@ -43,7 +43,8 @@ def search(
     """Layouts of the final run's step, fastest first, until `wanted` fit; and how many there are in all.
 
     Raises ValueError where there is none at all: what is wrong with the last. Each is judged by estimate, and in that order compiled where `can_compile`. Time is estimated as the larger of compute
-    and traffic, plus what microbatches cost in gathering again; equal times go to less memory.
+    and traffic, plus what microbatches cost in gathering again and in sums; equal times go to fewer microbatches, then to less
+    memory.
     """
     candidates, refused = [], None
     for changed in layouts(settings, topology):
@@ -53,9 +54,14 @@ def search(
             refused = error
             continue
         candidates.append(Candidate(settings=changed, estimated=report.estimated(program, topology)))
-    if refused is not None and not candidates:
-        raise refused
-    candidates.sort(key=lambda c: (float(f"{_time(c.estimated):.3g}"), c.estimated.used))
+    if not candidates:
+        rows, chips = settings.final.batch_rows, topology.n_chips
+        raise refused or ValueError(
+            f"final.batch_rows is {rows}, which cannot be cut over the {chips} chips of {topology.name}: make it a multiple of {chips}"
+        )
+    candidates.sort(
+        key=lambda c: (float(f"{_time(c.estimated):.3g}"), c.estimated.microbatches, c.estimated.used)
+    )
     n_all = len(candidates)
     tried: list[Candidate] = []
     for candidate in candidates:
@@ -108,7 +114,7 @@ def _program(settings: config.Config, devices: Any, vocab_size: int) -> Program:
 
 
 def _time(judged: Report) -> float:
-    """Of a step, with half of the traffic hidden behind the products: to rank, not to promise."""
+    """Of a step, with half of the traffic hidden behind the products, and nothing of the memory's: to rank, not to promise."""
     seconds = judged.seconds
     traffic = seconds["links"] + seconds["network"]
-    return max(seconds["compute"], seconds["memory"], traffic) + 0.5 * min(seconds["compute"], traffic)
+    return max(seconds["compute"], traffic) + 0.5 * min(seconds["compute"], traffic) + seconds["memory"]

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +104,19 @@ def test_local_runs_two_processes_and_ends_as_they_do(tmp_path):
     assert (tmp_path / "logs" / "process-1.log").is_file()
     failed = call("local.sh", *options, "--corpus.sources", str(tmp_path / "none"), path=tmp_path / "bin", LOGS=str(tmp_path / "logs"))  # fmt: skip
     assert failed.returncode == 1
+
+
+def test_local_does_not_wait_for_those_that_process_0_never_met(tmp_path):
+    fake(tmp_path / "bin", "jaxprune", f'exec {shlex.quote(sys.executable)} -m jaxprune.cli "$@"')
+    options = ("--devices", "1", "--processes", "2", "prepare", str(ROOT / "tests" / "tiny.py"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        begin = time.monotonic()
+        done = call(
+            "local.sh", *options, "--workdir", str(tmp_path / "run"), path=tmp_path / "bin",
+            LOGS=str(tmp_path / "logs"), PORT=str(taken.getsockname()[1]), GRACE="1",
+        )  # fmt: skip
+    assert done.returncode == 1 and "cannot open port" in done.stderr
+    assert time.monotonic() - begin < 120  # and not the 900 s that a process waits for the others
 
 
 def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
@@ -228,6 +242,18 @@ def test_a_tpu_that_is_refused_is_not_asked_for_forever(tmp_path):
     done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
     assert done.returncode == 1 and "refused three times" in done.stderr
     assert sum("create" in call for call in calls(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, 0), (5, 1)])
+def test_workers_that_cannot_be_set_up_at_once_are_tried_again(tmp_path, failures, status):
+    locked = f"""
+n=$(cat "{tmp_path}/tries" 2>/dev/null || echo 0)
+if [[ $* == *apt-get* ]]; then echo $((n + 1)) > "{tmp_path}/tries"; if ((n < {failures})); then exit 100; fi; fi
+"""
+    fake(tmp_path, "gcloud", locked + GCLOUD.format(folder=tmp_path, outcomes="0", refuses=""))
+    done = call("tpu_vm.sh", "run", "c.py", path=tmp_path, **TPU)
+    assert done.returncode == status, done.stderr
+    assert ("could not be set up, in five attempts" in done.stderr) == (status == 1)
 
 
 def test_a_cloud_that_never_answers_is_not_asked_forever(tmp_path):

@@ -296,6 +296,17 @@ def test_an_interrupt_ends_it_at_once(tmp_path):
     assert process.wait(timeout=60) == -signal.SIGINT
 
 
+def test_one_chip_does_not_sum_more_microbatches_than_its_memory_asks_for():
+    target = topology.find("h100-1")
+    tried, _ = suggest.search(load(TINY, MEDIUM), target, jax.devices()[:1], 400, wanted=3, can_compile=False)
+    assert [candidate.settings.final.microbatches for candidate in tried] == [1, 1, 1]
+    settings = load(TINY, [*MEDIUM, "--final.batch_rows", "9"])
+    with pytest.raises(
+        ValueError, match="final.batch_rows is 9, which cannot be cut over the 8 chips of h100-8"
+    ):
+        suggest.search(settings, topology.find("h100-8"), jax.devices(), 400, wanted=1, can_compile=False)
+
+
 def test_what_fits_nowhere_says_what_to_give_up(tmp_path, capsys, no_plugin):
     large = ["--final.model.d_model", "8192", "--final.model.n_layers", "64", "--final.model.n_heads", "64"]
     status = cli.main(

@@ -40,7 +40,7 @@ class Bounded(Strategy):
 
     def begin(self, step: int) -> tuple[State, Decision]:
         inner, decision = self.inner.begin(step)
-        return self._widened(inner, decision, np.array(self.before_K), step)
+        return self._widened(inner, decision, np.array(self.before_K), step, self._lag)
 
     def update(self, state: State, seen: Observation) -> tuple[State, Decision]:
         mixed_K = np.array(self.mixed_K)
@@ -52,13 +52,18 @@ class Bounded(Strategy):
             weights_K=seen.weights_K[mixed_K],
         )
         inner, decision = self.inner.update(state["inner"], own)
-        lag = 1 if self.signal == "training" else 0
+        lag = self._lag
         # The step that is drawn by then as the last decision said.
         drawn_K = seen.drawn_K + lag * self.step_tokens * np.array(state["weights"])
         return self._widened(inner, decision, drawn_K, seen.step + lag, lag)
 
+    @property
+    def _lag(self) -> int:
+        """Steps after `until` for which a decision still holds, since the next one comes that late."""
+        return 1 if self.signal == "training" else 0
+
     def _widened(
-        self, inner: State, decision: Decision, drawn_K: np.ndarray, start: int, lag: int = 0
+        self, inner: State, decision: Decision, drawn_K: np.ndarray, start: int, lag: int
     ) -> tuple[State, Decision]:
         weights_K = np.zeros(len(self.mixed_K))
         weights_K[np.array(self.mixed_K)] = decision.weights_K

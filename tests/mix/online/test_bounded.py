@@ -75,6 +75,13 @@ def test_no_domain_is_drawn_beyond_its_limit(signal, lag):
     assert drawn_K[0] >= 2990 and any("cut" in record for record in records)
 
 
+@pytest.mark.parametrize(("signal", "lag"), [("validation", 0), ("training", 1)])
+def test_a_limit_that_the_first_decision_would_pass_is_kept(signal, lag):
+    limit_K = (160.0, 0.0, 9000.0, 9000.0)  # half of what five steps would draw
+    drawn_K, _ = _drawn(replace(BOUNDED, inner=Fond(signal=signal), limit_K=limit_K), lag)
+    assert drawn_K[0] <= 160 + 3 and drawn_K.sum() == 6400
+
+
 def test_tokens_that_were_drawn_before_count():
     limit_K, before_K = (3000.0, 0.0, 3000.0, 9000.0), (3000.0, 0.0, 0.0, 0.0)
     _, decision = replace(BOUNDED, limit_K=limit_K, before_K=before_K).begin(0)
