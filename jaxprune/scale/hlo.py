@@ -75,6 +75,8 @@ def collectives(text: str, node: int | None = None) -> tuple[Collective, ...]:
                 for over, size in _sent(kind, instruction, node).items():
                     count[kind, over] += times
                     sent[kind, over] += times * size
+            if " async-done(" in instruction:  # of what its start has called
+                continue
             is_loop = " while(" in instruction
             turns = times * _trips(instruction, name, computations) if is_loop else times
             for called in _called(instruction):
@@ -177,6 +179,8 @@ def _constant(name: str, instructions: dict[str, str]) -> int | None:
 def _sent(kind: str, instruction: str, node: int | None) -> dict[Over, int]:
     """Bytes that one device sends in one execution."""
     head = instruction.split(f" {kind}", 1)[0]
+    if "<=" in head:
+        raise ValueError(f"a collective's array has a size that is not fixed: {instruction[:300]}")
     shapes = _SHAPE.findall(head)
     is_start = f" {kind}-start(" in instruction
     if kind == "send":

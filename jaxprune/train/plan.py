@@ -72,14 +72,16 @@ class Plan:
 
     def validation(self, rows: int | None = None) -> Validation:
         """The held-out rows: so many of each domain, or as many as the run's setting says."""
+        rows = self.run.validation_rows if rows is None else rows
+        parts = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
+        all_rows = (
+            -(-rows * len(self.store.domains) // parts) * parts
+        )  # of a slice that is smaller than a microbatch
         return Validation(
             self.store,
             context=self.run.model.context,
-            rows=self.run.validation_rows if rows is None else rows,
-            batch_rows=max(
-                self.run.batch_rows // self.run.microbatches,
-                self.mesh.shape["replica"] * self.mesh.shape["fsdp"],
-            ),
+            rows=rows,
+            batch_rows=min(max(self.run.batch_rows // self.run.microbatches, parts), max(all_rows, parts)),
         )
 
     def mixer(

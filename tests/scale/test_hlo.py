@@ -242,6 +242,7 @@ def test_a_sum_that_is_started_names_its_operands_in_some_versions_of_xla():
         ("all-gather(%x)", "collective-broadcast(%x)", "a collective that is not known here"),
         ("bf16[8,4]{1,0} all-gather", "float[8,4]{1,0} all-gather", "a type that is not known here: float"),
         ("copy(%zero)", "add(%zero, %zero)", "how often it turns"),
+        ("bf16[8,4]{1,0} all-gather", "bf16[<=8,4]{1,0} all-gather", "a size that is not fixed"),
         ("ENTRY ", "", "ENTRY"),
         ("direction=LT", "direction=NE", "how often it turns"),
         ("replica_groups=[2,4]<=[8]", "replica_groups=new(8)", "groups of a collective"),
