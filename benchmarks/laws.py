@@ -10,6 +10,9 @@ reached; with `--sizes` the rest is thinned to so many mixtures, three times eac
   (their L-BFGS on the sum of Huber losses; `--starts` takes more),
 - RegMix: LightGBM with 1,000 rounds, stopped on a validation part of its own.
 
+`--threads` fits the combined law to each table instead, with BLAS on one thread (as it is) and on all, on the machine as it
+is and beside a process for each core that keeps it in use.
+
 Prints R2, mean relative error and rank correlation, means over targets, and seconds for all targets.
 """
 
@@ -17,10 +20,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import platform
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from unittest.mock import patch
 
 import numpy as np
 import scipy
@@ -29,6 +37,7 @@ from scipy.optimize import curve_fit, minimize
 from jaxprune.mix.compare import errors
 from jaxprune.mix.laws import LAWS, BiMix
 from jaxprune.mix.laws.bimix import BiMixForm
+from jaxprune.mix.laws.combined import Combined
 from jaxprune.mix.laws.law import FittedLaw, Law, one_target
 from jaxprune.mix.table import MixtureTable
 
@@ -44,9 +53,14 @@ def main() -> None:
     parser.add_argument(
         "--laws", nargs="+", default=[name for name in LAWS if name not in ("power", "joint")]
     )
+    parser.add_argument("--threads", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # of peers that overflow on the way
     print(f"scipy {scipy.__version__}, numpy {np.__version__}, {platform.machine()}")
+    if arguments.threads:
+        for name in arguments.tables:
+            time_threads(name)
+        return
     time_bimix()
     laws = {name: LAWS[name].fit for name in arguments.laws} | {
         "peer: BiMix by curve_fit": lambda table: CurveFit().fit(table),
@@ -99,6 +113,36 @@ def report(
                 f"| {name} | {r2:.3f} | {error:.2f} | {rank:.3f} | {own_r2:.3f} | {own_error:.2f} | {seconds:.2f} |",
                 flush=True,
             )
+
+
+def time_threads(name: str) -> None:
+    """A line for each load and number of threads: seconds to fit the combined law, and processor seconds."""
+    table = MixtureTable.read(name).end()
+    print(
+        f"\n{name}: {table.n_mixtures} mixtures, {len(table.targets)} targets\n| cores | BLAS | s | processor s |"
+    )
+    for n_busy in (0, os.cpu_count() or 1):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
+        try:
+            for many in (False, True):
+                begin, processor = time.perf_counter(), time.process_time()
+                with patch("jaxprune.mix.threads._blas", _Unlimited) if many else nullcontext():
+                    Combined().fit(table)
+                print(
+                    f"| {'in use' if busy else 'free'} | {'all threads' if many else 'one thread'} "
+                    f"| {time.perf_counter() - begin:.1f} | {time.process_time() - processor:.1f} |",
+                    flush=True,
+                )
+        finally:
+            for process in busy:
+                process.kill()
+
+
+class _Unlimited:
+    """BLAS as it is without `one_thread`."""
+
+    def limit(self, *, limits: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def time_bimix() -> None:

@@ -379,14 +379,10 @@ def entry() -> NoReturn:
     taken down around them, and what they were doing is safe to leave. SIGTERM is taken by a handler also where
     nothing has to be saved: the first process of a container has no default.
     """
-    if sys.argv[1:2] == [
-        "compile"
-    ]:  # compilers keep Python from taking signals for minutes, and there is nothing to save
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    else:
-        signal.signal(signal.SIGINT, _interrupt_once)
-        signal.signal(signal.SIGTERM, _end)
+    # `compile` has nothing to save, and inside the compiler Python hears of no signal for minutes.
+    is_compile = sys.argv[1:2] == ["compile"]
+    signal.signal(signal.SIGINT, signal.SIG_DFL if is_compile else _interrupt_once)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if is_compile else _end)
     try:
         status = main()
     except BrokenPipeError:  # whoever read the output has enough

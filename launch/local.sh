@@ -9,7 +9,8 @@
 #
 #   launch/local.sh --devices 4 --processes 2 run tests/tiny.py --corpus.sources texts --workdir runs/rehearsal
 #
-# Messages of process p > 0 go to its own file, LOGS/process-p.log (LOGS: a folder, default: launch-logs).
+# Messages of process p > 0 go to its own file, LOGS/process-p.log (LOGS: a folder, default: launch-logs). When process 0 has
+# failed, the others are stopped after GRACE seconds (default: 30).
 set -euo pipefail
 
 dry_run='' devices='' processes=1

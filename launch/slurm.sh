@@ -27,7 +27,7 @@
 #SBATCH --requeue
 set -euo pipefail
 
-dry_run=''
+dry_run=${DRY_RUN:-}
 if [[ ${1:-} == --dry-run ]]; then
   dry_run=1
   shift

@@ -117,7 +117,6 @@ on_first() { # a script for worker 0
   do_ gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker 0 --command "$1"
 }
 
-answered='' # ever: a network that goes comes back, a project or login that never was does not
 installed() { # on every worker. What is in the way of new machines, such as a lock of their own updates, goes by itself
   local failed
   for ((failed = 1; ; failed++)); do
@@ -131,6 +130,7 @@ installed() { # on every worker. What is in the way of new machines, such as a l
   done
 }
 
+answered='' # ever: a network that goes comes back, a project or login that never was does not
 until_active() {
   local now refused=0 silent=0
   while true; do

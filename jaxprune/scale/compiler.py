@@ -66,7 +66,7 @@ def _tpus(topology: Topology) -> Sequence[Any]:
         more["chips_per_host_bounds"] = [1, 1, 1]
     try:
         return topologies.get_topology_desc(f"{_kind(topology)}:{shape}", "tpu", **more).devices
-    except Exception as error:  # JaxRuntimeError, or what a missing plugin raises
+    except RuntimeError as error:  # JaxRuntimeError, or that the plugin is missing
         if "not installed" in str(error):
             raise ValueError(
                 f"compiling for {topology.name} needs libtpu: pip install 'jaxprune[tpu]'"
@@ -88,7 +88,7 @@ def _gpus(topology: Topology) -> Sequence[Any]:
         return topologies.get_topology_desc(
             topology.name, "cuda", topology=shape, target_config=_description(topology, cuda)
         ).devices
-    except Exception as error:  # JaxRuntimeError, or NotImplementedError where the plugin did not load
+    except RuntimeError as error:  # JaxRuntimeError, or NotImplementedError where the plugin did not load
         raise ValueError(
             f"JAX's plugin for NVIDIA GPUs refuses the topology {topology.name}: {_first_line(error)}: "
             "is it of the version of jaxlib? pip install 'jaxprune[cuda]'"

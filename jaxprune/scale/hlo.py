@@ -189,9 +189,8 @@ def _sent(kind: str, instruction: str, node: int | None) -> dict[Over, int]:
         sizes = [_size(*shape) for shape in shapes if shape != ("u32", "")]  # those are its context
         pairs = re.findall(r"\{(\d+),(\d+)\}", instruction.split("source_target_pairs=", 1)[1])
         leaves = node is not None and any(int(a) // node != int(b) // node for a, b in pairs)
-        return {
-            "network" if leaves else "links": sum(sizes) // (2 if is_start else 1)
-        }  # operands and results
+        # The start names its operands and its results.
+        return {"network" if leaves else "links": sum(sizes) // (2 if is_start else 1)}
     sizes = [_size(*shape) for shape in shapes]
     if is_start and kind == "all-gather":
         size = sum(sizes[len(sizes) // 2 :])  # operands first, then results

@@ -16,6 +16,8 @@ from jaxprune.scale.hlo import Collective
 from jaxprune.scale.program import Program, bytes_per_chip, kept_for_backward
 from jaxprune.scale.topology import GIB, Topology
 
+How = Literal["compiled", "estimated"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -26,7 +28,7 @@ class Report:
     mesh: dict[str, int]
     microbatches: int
     remat: str
-    how: Literal["compiled", "estimated"]
+    how: How
     compile_s: float
     parameters: int
     optimizer: int
@@ -42,9 +44,7 @@ class Report:
     tokens: int
     peak_flops: float  # of all chips, FLOP/s
     collectives: tuple[Collective, ...]
-    counted: Literal[
-        "compiled", "estimated"
-    ]  # how they were: of a program that a TPU's compiler refuses there are none
+    counted: How  # these: estimated also where a TPU's compiler refused the program
     seconds: dict[str, float]  # the least of a step, by what bounds it
 
     @property
@@ -135,14 +135,14 @@ def estimated(program: Program, topology: Topology) -> Report:
 def _report(
     program: Program,
     topology: Topology,
-    how: Literal["compiled", "estimated"],
+    how: How,
     compile_s: float,
     collectives: tuple[Collective, ...],
     *,
     temporaries: int,
     padding: int = 0,
     code: int = 0,
-    counted: Literal["compiled", "estimated"] | None = None,
+    counted: How | None = None,
 ) -> Report:
     model, chip = program.run.model, topology.chip
     kept = kept_for_backward(program) if program.is_training else 0
@@ -153,16 +153,15 @@ def _report(
     )
     arguments = _arguments(program)
     touched = arguments * (2 if program.is_training else 1)  # the state is read and written
-    if (
-        program.is_training and program.run.microbatches > 1
-    ):  # sums of gradients too, and what is added is read
-        touched += 3 * program.run.microbatches * bytes_per_chip(program.params)
+    microbatches = program.run.microbatches if program.is_training else 1
+    if microbatches > 1:  # the sum of gradients is read and written, and what is added to it read
+        touched += 3 * microbatches * bytes_per_chip(program.params)
     sent = {over: sum(c.bytes for c in collectives if c.over == over) for over in ("links", "network")}
     return Report(
         topology=topology.name,
         program=program.name,
         mesh=dict(program.mesh.shape),
-        microbatches=program.run.microbatches if program.is_training else 1,
+        microbatches=microbatches,
         remat=model.remat,
         how=how,
         compile_s=compile_s,

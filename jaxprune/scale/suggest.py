@@ -42,9 +42,12 @@ def search(
 ) -> tuple[list[Candidate], int]:
     """Layouts of the final run's step, fastest first, until `wanted` fit; and how many there are in all.
 
-    Raises ValueError where there is none at all: what is wrong with the last. Each is judged by estimate, and in that order compiled where `can_compile`. Time is estimated as the larger of compute
-    and traffic, plus what microbatches cost in gathering again and in sums; equal times go to fewer microbatches, then to less
+    Each is judged by estimate, and in that order compiled where `can_compile`. Time is estimated as the larger of compute and
+    traffic, plus what microbatches cost in gathering again and in sums; equal times go to fewer microbatches, then to less
     memory.
+
+    Raises:
+      ValueError: there is none at all: what is wrong with the last.
     """
     candidates, refused = [], None
     for changed in layouts(settings, topology):

@@ -74,14 +74,13 @@ class Plan:
         """The held-out rows: so many of each domain, or as many as the run's setting says."""
         rows = self.run.validation_rows if rows is None else rows
         parts = self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
-        all_rows = (
-            -(-rows * len(self.store.domains) // parts) * parts
-        )  # of a slice that is smaller than a microbatch
+        microbatch = self.run.batch_rows // self.run.microbatches
+        all_rows = -(-rows * len(self.store.domains) // parts) * parts
         return Validation(
             self.store,
             context=self.run.model.context,
             rows=rows,
-            batch_rows=min(max(self.run.batch_rows // self.run.microbatches, parts), max(all_rows, parts)),
+            batch_rows=max(min(microbatch, all_rows), parts),  # small slices are not padded to a microbatch
         )
 
     def mixer(

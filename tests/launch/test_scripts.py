@@ -135,6 +135,8 @@ def test_slurm_starts_a_process_for_each_gpu_or_node(tmp_path):
         "a b",
         "--distributed",
     ]
+    by_variable = call("slurm.sh", "run", "c.py", "--workdir", "a b", VENV="/v", DRY_RUN="1")
+    assert commands(by_variable) == [per_gpu]
     # As a task of SLURM would: with its own number.
     fake(tmp_path, "srun", 'shift; SLURM_NTASKS=4 SLURM_PROCID=2 exec "$@"')
     fake(tmp_path, "scontrol", "echo node7")

@@ -24,8 +24,14 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU's compiler, is not installed: pip install 'jaxprune[tpu]'",
 )
+
+
+def cudnn() -> bool:
+    return any(compiler._version(f"nvidia-cudnn-cu{major}") for major in (12, 13))
+
+
 needs_cuda = pytest.mark.skipif(
-    not compiler.is_here(topology.find("h100-8")) or importlib.util.find_spec("nvidia") is None,
+    not compiler.is_here(topology.find("h100-8")) or not cudnn(),
     reason="JAX's plugin for NVIDIA GPUs or cuDNN is not installed: pip install 'jaxprune[cuda]'",
 )
 # Large enough for the TPU's kernels, small enough to compile in seconds.

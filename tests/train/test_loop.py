@@ -233,3 +233,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(make_plan, tmp
 def test_a_batch_that_does_not_fit_the_mesh_is_refused(make_plan, tmp_path):
     with pytest.raises(ValueError, match="batch_rows is 4: make it a multiple of"):
         fit(make_plan(batch_rows=4, mesh=make_mesh(MESHES["8"], jax.devices())), tmp_path)
+
+
+@pytest.mark.parametrize(("batch_rows", "devices"), [(64, 1), (64, 8), (8, 8)])
+def test_held_out_slices_are_not_padded_to_a_microbatch(make_plan, batch_rows, devices):
+    """Online mixing asks for them after every segment."""
+    mesh = make_mesh(config.Mesh(fsdp=devices), jax.devices()[:devices])
+    plan = make_plan(mesh=mesh, batch_rows=batch_rows)
+    small = plan.validation(2)
+    n_rows = int((small.length_R > 0).sum())
+    assert n_rows <= len(small.rows_RS) < n_rows + devices
+    assert small.batch_rows % devices == 0 and len(small.rows_RS) % small.batch_rows == 0
+    assert plan.validation(10_000).batch_rows == batch_rows  # and no more than that at once
